@@ -72,6 +72,11 @@ class Outputs:
     grid: tuple[int, int] | None = None
     norm: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def logits_read(self) -> bool:
+        """Whether somebody has read the logits, so that they exist."""
+        return isinstance(self._logits, Tensor)  # type: ignore[attr-defined]
+
     def cls(self, layer: int) -> Tensor:
         """CLS token after `layer`, [B, D]. Raises ValueError for a model without one: see `vector`."""
         if not self.has_cls:
@@ -136,9 +141,7 @@ class Vit(abc.ABC):
         """Run tokens [B, N, D] through block `layer` (rotary embeddings and the like handled): [B, N, D]."""
 
     @abc.abstractmethod
-    def __call__(
-        self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()
-    ) -> Outputs:
+    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
         """Images [B, 3, H, W] in [0, 1] -> Outputs; normalises itself; stops at the last layer asked for."""
 
     def layer(self, layer: int) -> int:

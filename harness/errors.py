@@ -41,4 +41,7 @@ def unknown(kind: str, value: object, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
+    if len(names) > 40:  # a list that nobody reads to its end
+        close = difflib.get_close_matches(str(value), names, n=8, cutoff=0.3)
+        return f"no {kind} {value!r}{hint} {len(names)} are known, the nearest: {', '.join(close) or '(none)'}"
     return f"no {kind} {value!r}{hint} Known: {', '.join(names) or '(none)'}"

@@ -1,14 +1,16 @@
-"""What methods share by function: which layers, which tokens, which projectors. Imports harness.api only."""
+"""What methods share by function: which layers, which tokens, which projectors, which labels, which logits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
-from harness.api import Outputs, Vit
+from harness.api import Batch, Outputs, Vit
+from harness.errors import unknown
 
 
 def default_layers(teacher: Vit) -> tuple[int, ...]:
@@ -51,7 +53,9 @@ def match_layers(
 def resample_patches(patches: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Patch tokens [B, P, D] on `grid` -> [B, P', D] on `new`, bilinearly."""
     maps = patches.transpose(1, 2).unflatten(2, grid)  # [B, D, rows, columns]
-    return F.interpolate(maps, size=new, mode="bilinear", align_corners=False, antialias=True).flatten(2).transpose(1, 2)
+    return (
+        F.interpolate(maps, size=new, mode="bilinear", align_corners=False, antialias=True).flatten(2).transpose(1, 2)
+    )
 
 
 def shared_tokens(of: Outputs, layer: int, other: Outputs, tokens: Tensor | None = None) -> Tensor:
@@ -88,3 +92,83 @@ def paired_tokens(
 def linear_projectors(student: Vit, teacher: Vit, count: int) -> nn.ModuleList:
     """`count` linear maps with bias from the student's width to the teacher's."""
     return nn.ModuleList(nn.Linear(student.dim, teacher.dim) for _ in range(count))
+
+
+def paired_patches(student: Outputs, teacher: Outputs, student_layer: int, teacher_layer: int) -> tuple[Tensor, Tensor]:
+    """The patches of `paired_tokens`: [B, P, D_S] and [B, P, D_T], P of the student."""
+    ours, theirs = paired_tokens(student, teacher, student_layer, teacher_layer)
+    patches = student.tokens[student_layer].shape[1] - student.num_prefix_tokens
+    return ours[:, -patches:], theirs[:, -patches:]
+
+
+def paired_vectors(student: Outputs, teacher: Outputs, student_layer: int, teacher_layer: int) -> tuple[Tensor, Tensor]:
+    """One vector an image after the final norm: [B, D_S] and [B, D_T] in fp32.
+
+    CLS, or the mean of the normed patches where a model has none; each model for itself.
+    """
+    return _normed_vector(student, student_layer), _normed_vector(teacher, teacher_layer)
+
+
+def _normed_vector(of: Outputs, layer: int) -> Tensor:
+    tokens = of.normed(layer)
+    return (tokens[:, 0] if of.has_cls else tokens[:, of.num_prefix_tokens :].mean(dim=1)).float()
+
+
+def reduce_layers(terms: Sequence[Tensor], reduction: str) -> Tensor:
+    """One scalar of one scalar a layer: "mean" or "sum"."""
+    stacked = torch.stack(list(terms))
+    return stacked.mean() if chosen("reduction", reduction, ("mean", "sum")) == "mean" else stacked.sum()
+
+
+def chosen(what: str, value: str, known: Sequence[str]) -> str:
+    """`value` if it is one of the known. Raises ValueError naming the nearest otherwise."""
+    if value not in known:
+        raise ValueError(unknown(what, value, known))
+    return value
+
+
+def same_classes(student: Vit, teacher: Vit) -> None:
+    """Raises ValueError where two models' logits cannot be compared."""
+    if student.num_classes != teacher.num_classes or teacher.num_classes == 0:
+        raise ValueError(
+            f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}: their logits "
+            "cannot be compared. Give the teacher a head for the student's classes, or use a method on features"
+        )
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels [B]. Raises ValueError where the data has none."""
+    if batch.labels is None:
+        raise ValueError("this method learns from labels and the data has none; set its w_ce to 0 or use another")
+    return batch.labels
+
+
+def label_term(student: Outputs, batch: Batch, weight: float) -> dict[str, Tensor]:
+    """{"ce": weight * cross-entropy of the student's logits}; empty at weight 0, so no labels are needed then."""
+    if weight == 0:
+        return {}
+    return {"ce": weight * F.cross_entropy(student.logits.float(), labels_of(batch))}
+
+
+def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), the mean over the batch: [B, C] twice -> scalar."""
+    ours = F.log_softmax(student.float() / temperature, dim=1)
+    theirs = F.log_softmax(teacher.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def without_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits of all classes but the labelled one, in order: [B, C], [B] -> [B, C - 1]."""
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, others + (others >= labels.unsqueeze(1)))
+
+
+def masked_mse(tokens: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared error over the kept patches, and over whatever tokens precede the patches.
+
+    Args:
+        tokens, target: [B, N', D]. keep: [B, P] bool, of the last P tokens.
+    """
+    error = F.mse_loss(tokens.float(), target.float(), reduction="none").mean(dim=-1)  # [B, N']
+    weight = F.pad(keep.float(), (error.shape[1] - keep.shape[1], 0), value=1.0)
+    return (weight * error).sum() / weight.sum().clamp(min=1)

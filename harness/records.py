@@ -6,13 +6,55 @@ workspace holds one JSON file a record, `<run id>.<task id>.json`; the leaderboa
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gc
+import json
 import math
+import os
+import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from harness.errors import UserError
 
 SCHEMA = 1  # raised when a field changes its meaning
+LARGEST = 1e150  # its square is still a double, so every mean and spread of values is finite
+
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the file's name splits into run and task without doubt
+
+
+def _blame(value: Any, place: str) -> str | None:
+    """The sentence about the first leaf of `value` that JSON cannot hold, or None."""
+    if isinstance(value, dict):
+        return next(filter(None, (_blame(item, f"{place}.{key}") for key, item in value.items())), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_blame(item, f"{place}[{i}]") for i, item in enumerate(value))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place} is {value}; a record holds finite numbers only: leave it out or write None"
+    if not isinstance(value, str | int | float | None):
+        return f"{place} is a {type(value).__name__}; a record holds plain numbers, strings, lists and dicts"
+    return None
+
+
+def _plain(value: Any, info: ValidationInfo) -> Any:
+    """The dict as its own JSON file would give it back, so that reading a written record returns an equal one."""
+    if info.mode == "json" or not isinstance(value, dict):
+        return value  # plain already, or pydantic's to refuse
+    try:
+        text = _ENCODER.encode(value)
+        text.encode()  # a lone surrogate cannot be written
+    except (TypeError, ValueError) as error:
+        raise ValueError(_blame(value, info.field_name or "value") or f"{info.field_name}: {error}") from None
+    return json.loads(text)
+
+
+Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 
 class MetricInfo(BaseModel):
@@ -36,14 +78,14 @@ class RunInfo(BaseModel):
     student: str  # short name of the student; "" for a teacher's own row
     data: str  # name of the distillation data
     condition: str  # hash of all that decides the student but method, hyperparameters and seed
-    hyperparameters: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)  # everything that was hashed into id
+    hyperparameters: Plain = Field(default_factory=dict)
+    spec: Plain = Field(default_factory=dict)  # everything that was hashed into id
 
 
 class Cost(BaseModel):
     """What it took. None where it does not apply (a bound was not trained)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     steps: int | None = None
     images_seen: int | None = None
     teacher_s: float | None = None  # the group's shared teacher passes, seconds, undivided
@@ -56,7 +98,12 @@ class Cost(BaseModel):
 
 
 class Record(BaseModel):
-    """One run on one task. `values` holds the task's declared metrics; `details` whatever else it gave."""
+    """One run on one task. `values` holds the task's declared metrics; `details` whatever else it gave.
+
+    Raises:
+        ValueError: a number that is not finite, a value whose metric is not declared, details that are not
+            plain (numbers, strings, lists, dicts, None). Tuples become lists and keys strings, as in the file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA
@@ -65,11 +112,193 @@ class Record(BaseModel):
     task_id: str  # hash of the protocol: different ids never share a column
     metrics: dict[str, MetricInfo]  # primary first
     values: dict[str, float]
-    details: dict[str, Any] = Field(default_factory=dict)
-    protocol: dict[str, Any]
+    details: Plain = Field(default_factory=dict)
+    protocol: Plain
     run: RunInfo
     cost: Cost = Field(default_factory=Cost)
     seed: int  # of the evaluation
-    environment: dict[str, Any] = Field(default_factory=dict)  # versions, device, git commit
+    environment: Plain = Field(default_factory=dict)  # versions, device, git commit
     created: str = ""  # ISO 8601, UTC
     origin: Literal["measured", "reported"] = "measured"
+
+    @model_validator(mode="after")
+    def _values_are_numbers(self) -> Record:
+        for name, value in self.values.items():
+            if not abs(value) <= LARGEST:  # written so that nan is refused too
+                raise ValueError(
+                    f"values.{name} of task {self.task!r} is {value}; a metric is a finite number of at most "
+                    f"{LARGEST:g}. The task must decide what to report where it has none"
+                )
+            if name not in self.metrics:
+                raise ValueError(
+                    f"values.{name} of task {self.task!r} is not a declared metric ({', '.join(self.metrics)}); "
+                    "what else a task gives belongs into details"
+                )
+        return self
+
+
+class RecordError(UserError):
+    """A record file that cannot be trusted: cut short, invalid, misnamed, or of another schema.
+
+    Attributes:
+        path: the file. reason: one clause. newer: whether a newer version of the program wrote it.
+    """
+
+    def __init__(self, path: Path, reason: str, newer: bool = False) -> None:
+        self.path, self.reason, self.newer = path, reason, newer
+        super().__init__(f"{path}: {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A file among the records that is not one, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.reason}"
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Write `text` (UTF-8) so that `path` holds, at any moment and after a power cut, the old or the new whole.
+
+    The folder is made where it does not exist. Line ends are written as given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself is only durable once its folder is
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
+
+
+def record_path(folder: Path, run_id: str, task_id: str) -> Path:
+    """Where the record of this run on this task lies.
+
+    Raises:
+        ValueError: an id with other characters than letters, digits, "_" and "-".
+    """
+    for what, name in (("run", run_id), ("task", task_id)):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{what} id {name!r} cannot name a file; use letters, digits, '_' and '-'")
+    return Path(folder) / f"{run_id}.{task_id}.json"
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write one record atomically over whatever was there for the same run and task; returns its path."""
+    return write_atomic(
+        record_path(folder, record.run.id, record.task_id), record.model_dump_json(indent=2, warnings="error") + "\n"
+    )
+
+
+def read_record(path: Path | str) -> Record:
+    """The record in one file.
+
+    Raises:
+        FileNotFoundError: no such file. Other OSErrors: it cannot be read.
+        RecordError: it holds no whole record of this schema, or that of another run and task than its name says.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        if b"NaN" in data or b"Infinity" in data:  # either part of a string, or not JSON at all
+            json.loads(data, parse_constant=_refuse)
+        record = Record.model_validate_json(data)
+    except ValueError as error:
+        raise _explain(Path(path), data, error) from None
+    if record.schema_version != SCHEMA or "schema_version" not in record.model_fields_set:
+        raise _explain(Path(path), data, None)
+    if os.path.basename(path) != f"{record.run.id}.{record.task_id}.json":
+        raise RecordError(
+            Path(path), f"the name does not fit what is in it, run {record.run.id} on task {record.task_id}"
+        )
+    return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, and a record holds finite numbers only")
+
+
+def _explain(path: Path, data: bytes, error: ValueError | None) -> RecordError:
+    """Why `data` is not a record of this schema; a wrong schema is said before what follows from it."""
+    try:
+        found = json.loads(data)
+    except ValueError as broken:
+        return RecordError(path, f"cut short or not JSON ({broken})")
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        return RecordError(path, f"schema {version} is newer than this program's {SCHEMA}; update singer-bench", True)
+    if version != SCHEMA:
+        return RecordError(path, f"not a record of schema {SCHEMA} (schema_version: {version!r})")
+    if not isinstance(error, ValidationError):
+        return RecordError(path, str(error))
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return RecordError(path, f"not a valid record: {where + ': ' if where else ''}{first['msg']}{more}")
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+    """All records of a folder, sorted by file name, and the .json files there that cannot be trusted as records.
+
+    Temporary files of interrupted writes are not records and no problem. A folder that does not exist yet
+    holds none: a workspace has no `records` before its first result.
+    """
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.endswith(".json") and not n.startswith("."))
+    except FileNotFoundError:
+        return [], []
+    records: list[Record] = []
+    problems: list[Problem] = []
+    with _no_collector():
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                records.append(read_record(path))
+            except RecordError as error:
+                problems.append(Problem(error.path, error.reason))
+            except OSError as error:
+                problems.append(Problem(Path(path), f"cannot be read ({error.strerror})"))
+    return records, problems
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Thousands of records are trees without cycles; looking for cycles in them takes twice as long as reading."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def has_record(folder: Path, run_id: str, task_id: str) -> bool:
+    """Whether a valid record of this run on this task exists; a damaged one counts as none and is made anew.
+
+    Raises:
+        RecordError: it was written by a newer version, and must not be overwritten by an older one.
+    """
+    try:
+        read_record(record_path(folder, run_id, task_id))
+    except FileNotFoundError:
+        return False
+    except RecordError as error:
+        if error.newer:
+            raise
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Records -> tables. Reads harness.records and nothing else of ours; imports no torch."""

@@ -1,0 +1,44 @@
+"""Normalised knowledge distillation (Yang et al. 2023, arXiv 2303.13005)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.api import Batch, Method, Outputs, Vit
+from harness.matching import label_term, labels_of, same_classes, without_target
+
+
+class NKD(Method):
+    """w_ce CE - t_y log s_y - gamma T^2 sum over c != y of t^_c log s^_c, means over the batch.
+
+    t, s are the teacher's and the student's softmax at T = 1; t^, s^ the softmax at T over all classes but the
+    labelled one.
+
+    Args:
+        gamma: 1 as in the pairing with ViTKD (arXiv 2209.02432).
+
+    Raises:
+        ValueError: student and teacher have different classes; at a step without labels.
+    """
+
+    name = "nkd"
+    family = "vanilla"
+    cite = "Yang et al. 2023, arXiv 2303.13005"
+
+    def __init__(
+        self, student: Vit, teacher: Vit, *, gamma: float = 1.0, temperature: float = 1.0, w_ce: float = 1.0
+    ) -> None:
+        super().__init__(student, teacher)
+        same_classes(student, teacher)
+        self.gamma, self.temperature, self.w_ce = gamma, temperature, w_ce
+
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        labels = labels_of(batch)
+        ours, theirs = student.logits.float(), teacher.logits.float()
+        y = labels.unsqueeze(1)
+        target = -(theirs.softmax(dim=1).gather(1, y) * F.log_softmax(ours, dim=1).gather(1, y)).mean()
+        s, t = (without_target(z, labels) / self.temperature for z in (ours, theirs))  # [B, C - 1]
+        others = -(t.softmax(dim=1) * F.log_softmax(s, dim=1)).sum(dim=1).mean()
+        kd = target + self.gamma * self.temperature**2 * others
+        return {**label_term(student, batch, self.w_ce), "kd": kd}

@@ -1,0 +1,209 @@
+"""The command line. Heavy things are imported by the command that needs them, so that help and lists are quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import UserError, unknown
+
+app = typer.Typer(
+    name="singer-bench",
+    help="Compare methods of distilling a large Vision Transformer into a small one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Argument(help="An experiment in YAML.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
+]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A file with methods or tasks; may be repeated.")
+]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", help="Where results are kept. Default: workspace/NAME of the experiment.")
+]
+WorkspaceArgument = Annotated[Path, typer.Argument(help="A folder of results.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()  # `singer-bench list | head` is no mistake
+        raise SystemExit(0) from None
+    except Exception as error:
+        show = getattr(error, "show", None)  # typer's own: a wrong option or argument
+        if show is None:
+            raise
+        show()
+        raise SystemExit(2) from None
+
+
+def _experiment(config: Path, settings: list[str] | None, plugins: list[Path] | None):
+    from harness.config import load
+
+    return load(config, settings or (), [str(p) for p in plugins or ()])
+
+
+def _workspace(experiment: Any, given: Path | None):
+    from harness.runs import Workspace
+
+    return Workspace(given or Path("workspace") / experiment.name)
+
+
+@app.command()
+def run(
+    config: Config,
+    settings: Settings = None,
+    workspace: WorkspaceOption = None,
+    plugin: Plugins = None,
+    retry_failed: Annotated[bool, typer.Option(help="Train failed runs again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and evaluate whatever is pending, here; print the table."""
+    experiment = _experiment(config, settings, plugin)
+    _run(experiment, _workspace(experiment, workspace), retry_failed, quiet)
+
+
+def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> None:
+    from harness.progress import Console
+    from harness.results import leaderboard, remember
+    from harness.runs import pending, student_runs
+
+    console = Console(quiet)
+    runs = student_runs(experiment)
+    remember(experiment, workspace)
+    if retry_failed:
+        for one in runs:
+            (workspace.failures / f"{one.id}.json").unlink(missing_ok=True)
+    failed = {one.title: f for one in runs if (f := workspace.failure(one.id)) is not None}
+    if pending(experiment, workspace):
+        from harness.job import Interrupted, Job
+
+        try:
+            outcome = Job(experiment, workspace, console).run()
+        except Interrupted as signal:
+            console.say(f"stopped by {signal}; everything is saved, the same command goes on")
+            raise typer.Exit(130) from None
+        failed = outcome.failed
+        console.say(f"{len(outcome.trained)} students trained, {outcome.evaluated} evaluations")
+    else:
+        console.say("nothing is pending: every student is trained and evaluated")
+    print(leaderboard(experiment, workspace))
+    for title, why in failed.items():
+        reason = why if isinstance(why, str) else f"{why['reason']} (step {why['step']})"
+        print(f"failed: {title}: {reason}", file=sys.stderr)
+    if failed:
+        print("train them again with --retry-failed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(workspace: WorkspaceOption = None, settings: Settings = None, quiet: Quiet = False) -> None:
+    """The whole job on embedded data: some minutes on two cores."""
+    from harness.results import shipped
+
+    experiment = _experiment(shipped("demo.yaml"), settings, None)
+    _run(experiment, _workspace(experiment, workspace), False, quiet)
+
+
+@app.command()
+def plan(config: Config, settings: Settings = None, workspace: WorkspaceOption = None, plugin: Plugins = None) -> None:
+    """What would run, in which groups, at what cost; what is done."""
+    from harness.results import plan as described
+
+    experiment = _experiment(config, settings, plugin)
+    print(described(experiment, _workspace(experiment, workspace)))
+
+
+@app.command()
+def status(workspace: WorkspaceArgument) -> None:
+    """Done, running, failed (why), pending."""
+    from harness.results import status as described
+    from harness.runs import Workspace
+
+    if not workspace.is_dir():
+        raise UserError(f"no workspace {str(workspace)!r}; `singer-bench run CONFIG` makes one")
+    print(described(Workspace(workspace)))
+
+
+@app.command()
+def table(
+    workspace: WorkspaceArgument,
+    format: Annotated[str, typer.Option(help="markdown, latex, csv, json or plain.")] = "markdown",
+    metrics: Annotated[str, typer.Option(help="primary, all, or names with commas between.")] = "primary",
+    costs: Annotated[bool, typer.Option(help="Time, memory and parameters too.")] = True,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the screen.")] = None,
+) -> None:
+    """The leaderboard of everything measured in a workspace."""
+    from harness.records import write_atomic
+    from leaderboard.render import FORMATS, render
+    from leaderboard.write import load
+
+    if format not in FORMATS:
+        raise UserError(unknown("table format", format, FORMATS))
+    if not workspace.is_dir():
+        raise UserError(f"no workspace {str(workspace)!r}; `singer-bench run CONFIG` makes one")
+    chosen: Any = metrics if metrics in ("primary", "all") else [m.strip() for m in metrics.split(",")]
+    text = render(load(workspace, metrics=chosen, costs=costs), format)
+    if output is None:
+        print(text)
+    else:
+        write_atomic(output, text)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, tasks or sources.")],
+    verbose: Annotated[bool, typer.Option(help="Hyperparameters with their defaults too.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """What can be named in a configuration."""
+    from harness.results import listing
+
+    print(listing(kind, verbose, [str(p) for p in plugin or ()]))
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A registered method or task, or a file of your own.")],
+    plugin: Plugins = None,
+) -> None:
+    """The contract tests on one method, task, or file."""
+    from harness.results import check as checked
+
+    lines, good = checked(method, [str(p) for p in plugin or ()])
+    print("\n".join(lines))
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="WORKSPACE/students/ID, or the folder of any student.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to make.")],
+) -> None:
+    """A student as a folder that timm loads: config.json and model.safetensors."""
+    from harness.results import export as exported
+
+    print(exported(Path(run), output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""The frozen encoder as a task sees it, and its features, computed once and kept on disk.
+
+A feature file is keyed by everything that decides what is in it: the encoder's weights and structure, the
+samples, the view, the image size, the normalisation, the layer and whether the final norm was applied. It is
+written to a temporary name and renamed when complete, so a file under its own name is whole, however the pass
+that wrote it ended and however many processes write the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from harness.api import Outputs, Vit
+from harness.data import Source, View
+from harness.errors import UserError, unknown
+from harness.models import TimmVit
+from harness.seeds import content_hash
+
+LAYOUT = 1  # of the files; raised when the same key would mean other content
+ABANDONED_S = 86_400  # a temporary file that nobody has written to for a day belongs to a killed pass
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def weights_identity(module: nn.Module) -> str:
+    """sha256 of a module: its state_dict (names, dtypes, shapes, bytes; sorted by name) and its structure.
+
+    The structure is each submodule's class with its plain attributes, since weights alone do not say how many
+    heads an attention has, or a norm's epsilon.
+    """
+    digest = hashlib.sha256()
+    for name, child in sorted(module.named_modules()):
+        plain = {k: v for k, v in vars(child).items() if k != "training" and _is_plain(v)}
+        digest.update(repr((name, type(child).__qualname__, sorted(plain.items()))).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, bool | int | float | str | None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """Features of a whole source, one or two vectors an image and layer.
+
+    Attributes:
+        tokens: block index, from the front -> [n, 2, D] float32, CLS and mean patch; [n, 1, D], the mean patch
+            alone, for a model without CLS. Memory-mapped where there is a cache: slice before computing.
+        labels: [n] int64, -1 where the source has none. logits: [n, C] float32 of the own head, or None.
+    """
+
+    tokens: Mapping[int, np.ndarray]
+    labels: np.ndarray
+    has_cls: bool
+    logits: np.ndarray | None = None
+
+    def cls(self, layer: int) -> np.ndarray:
+        """CLS token after `layer`: [n, D]. Raises ValueError for a model without one."""
+        if not self.has_cls:
+            raise ValueError("this model has no CLS token; use mean_patch(layer)")
+        return self.tokens[layer][:, 0]
+
+    def mean_patch(self, layer: int) -> np.ndarray:
+        """Mean of the patches after `layer`: [n, D]."""
+        return self.tokens[layer][:, -1]
+
+    def vector(self, layer: int) -> np.ndarray:
+        """One vector an image, [n, D]: CLS, or the mean patch where the model has no CLS token."""
+        return self.tokens[layer][:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quantity:
+    """One array that a pass can fill: what names it in the key, its shape an image, how outputs give it."""
+
+    name: str
+    layer: int | None
+    norm: bool
+    shape: tuple[int, ...]
+    of: Callable[[Outputs], Tensor]
+
+
+class Encoder:
+    """A frozen ViT as a function, with cached passes over whole sources.
+
+    Attributes:
+        depth, dim, has_cls, num_prefix_tokens, grid, image_size, num_classes: the ViT's.
+        head_classes: the classes that its own head was trained on; None where it was not trained.
+    """
+
+    def __init__(
+        self,
+        vit: Vit,
+        *,
+        identity: str,
+        cache: Path | None,
+        device: str = "cpu",
+        batch_size: int = 64,
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        num_workers: int = 0,
+        head_classes: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            vit: frozen, on `device`.
+            identity: hash of weights and structure, see `weights_identity`.
+            cache: folder of feature files, shared by all encoders; None keeps nothing.
+            precision: of the forward pass; features are kept in fp32.
+            num_workers: processes that decode images; 0: this one.
+        """
+        if isinstance(vit, TimmVit) and vit.model.training:
+            raise ValueError("the model is in training mode; pass it through harness.api.frozen first")
+        if precision not in PRECISIONS:
+            raise UserError(unknown("precision", precision, PRECISIONS))
+        self.vit, self.identity, self.cache = vit, identity, cache
+        self.device, self.batch_size, self.num_workers = device, batch_size, num_workers
+        self.precision = precision
+        self.head_classes = None if head_classes is None else tuple(head_classes)
+        self.depth, self.dim, self.num_classes = vit.depth, vit.dim, vit.num_classes
+        self.has_cls, self.num_prefix_tokens = vit.has_cls, vit.num_prefix_tokens
+        self.grid, self.image_size = vit.grid, vit.image_size
+
+    @property
+    def head_trained(self) -> bool:
+        """Whether the own head's logits mean anything."""
+        return self.head_classes is not None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, layers: Iterable[int] = ()) -> Outputs:
+        """Images [B, 3, H, W] in [0, 1] -> Outputs, all of it without gradient and in this precision."""
+        images = images.to(self.device, non_blocking=True)
+        with self._autocast():
+            found = self.vit(images, layers=layers)
+
+        def logits() -> Tensor:
+            with torch.no_grad(), self._autocast():
+                return found.logits.float()
+
+        def norm(tokens: Tensor) -> Tensor:
+            if found.norm is None:
+                raise ValueError("this encoder's ViT gives no final norm")
+            with torch.no_grad(), self._autocast():
+                return found.norm(tokens)
+
+        return dataclasses.replace(found, logits=logits, norm=norm)  # type: ignore[arg-type]
+
+    def layer(self, layer: int) -> int:
+        """`layer` counted from the front: -1 is the last block. Raises ValueError outside the model."""
+        return self.vit.layer(layer)
+
+    def pooled(
+        self,
+        source: Source,
+        view: View,
+        layers: Iterable[int] = (-1,),
+        *,
+        norm: bool = True,
+        logits: bool = False,
+    ) -> Pooled:
+        """CLS token and mean patch of every image, after the final norm unless `norm` is False.
+
+        What the cache has is read; what it lacks is computed, all of it in one pass, and kept.
+
+        Raises:
+            UserError: an image that cannot be decoded, or features that are not finite; names the sample.
+        """
+        wanted = {i: self._pooled(i, norm) for i in sorted({self.layer(i) for i in layers})}
+        head = _Quantity("logits", None, False, (self.num_classes,), lambda outputs: outputs.logits)
+        arrays = self._arrays(source, view, [*wanted.values(), *([head] if logits else [])])
+        tokens = {i: arrays[quantity.name] for i, quantity in wanted.items()}
+        return Pooled(tokens, source.labels(), self.has_cls, arrays.get("logits"))
+
+    def images(self, source: Source, view: View) -> Iterator[Tensor]:
+        """All images in the source's order, in batches [B, 3, H, W] in [0, 1], on the CPU.
+
+        Raises:
+            UserError: an image that cannot be decoded; names the sample.
+        """
+        loader = DataLoader(
+            _Viewed(source, view),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
+        )
+        start = 0
+        for items in loader:
+            for i, item in enumerate(items, start=start):
+                if isinstance(item, str):
+                    raise UserError(
+                        f"image {source.sample_name(i)!r} cannot be read: {item}. Mend it, or remove it from the "
+                        "data: an evaluation leaves no image out"
+                    )
+            start += len(items)
+            yield torch.stack(items)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        dtype = PRECISIONS[self.precision]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=dtype)
+
+    def _pooled(self, layer: int, norm: bool) -> _Quantity:
+        def of(outputs: Outputs) -> Tensor:
+            tokens = outputs.normed(layer) if norm else outputs.tokens[layer]  # [B, N, D]
+            mean = tokens[:, self.num_prefix_tokens :].float().mean(dim=1)  # [B, D]
+            return torch.stack([tokens[:, 0].float(), mean] if self.has_cls else [mean], dim=1)
+
+        return _Quantity(f"block{layer}", layer, norm, (1 + self.has_cls, self.dim), of)
+
+    def _arrays(self, source: Source, view: View, quantities: Sequence[_Quantity]) -> dict[str, np.ndarray]:
+        """Name -> [n, *shape] float32; read from the cache or computed in one pass."""
+        if self.cache is None:
+            memory = {q.name: np.empty((len(source), *q.shape), dtype=np.float32) for q in quantities}
+            for start, name, block in self._pass(source, view, quantities):
+                memory[name][start : start + len(block)] = block
+            return memory
+        folder = self.cache / content_hash(self.identity)
+        common = self._key(source, view)
+        paths = {
+            q.name: folder / f"{q.name}-{content_hash([common, q.name, q.layer, q.norm, q.shape], 32)}.npy"
+            for q in quantities
+        }
+        found = {q.name: _read(paths[q.name], (len(source), *q.shape)) for q in quantities}
+        missing = [q for q in quantities if found[q.name] is None]
+        if missing:
+            with contextlib.ExitStack() as stack:
+                files = {q.name: stack.enter_context(_writing(paths[q.name], (len(source), *q.shape))) for q in missing}
+                for _, name, block in self._pass(source, view, missing):
+                    files[name].write(np.ascontiguousarray(block).data)
+            found |= {q.name: _read(paths[q.name], (len(source), *q.shape)) for q in missing}
+        return {name: _present(array, paths[name]) for name, array in found.items()}
+
+    def _key(self, source: Source, view: View) -> dict[str, Any]:
+        vit = self.vit
+        own = (vit.mean, vit.std, vit.classes) if isinstance(vit, TimmVit) else None  # others: part of identity
+        return {
+            "layout": LAYOUT,
+            "encoder": self.identity,
+            "normalisation": own,
+            "image_size": self.image_size,
+            "precision": self.precision,
+            "source": source.identity(),
+            "view": [type(view).__name__, dataclasses.asdict(view)],
+        }
+
+    def _pass(
+        self, source: Source, view: View, quantities: Sequence[_Quantity]
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
+        """One pass over the source: (number of the first sample, name, [B, *shape])."""
+        layers = [q.layer for q in quantities if q.layer is not None]
+        start = 0
+        for images in self.images(source, view):
+            outputs = self(images, layers=layers)
+            for quantity in quantities:
+                block = quantity.of(outputs).cpu()
+                finite = torch.isfinite(block.flatten(1)).all(dim=1)  # [B]
+                if not finite.all():
+                    sample = source.sample_name(start + int(finite.int().argmin()))
+                    raise UserError(
+                        f"the {quantity.name} features of image {sample!r} are not finite. The model has diverged, "
+                        f"or precision {self.precision!r} is too narrow for it: use fp32"
+                    )
+                yield start, quantity.name, block.numpy()
+            start += len(images)
+
+
+class _Viewed(Dataset):
+    """index -> image [3, S, S] in [0, 1], or what is wrong with it: an error keeps its words across processes."""
+
+    def __init__(self, source: Source, view: View) -> None:
+        self.source, self.view = source, view
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.view(self.source.read(index).image)
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+            return str(error) or type(error).__name__
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The file as a read-only memory map, or None where there is none or it is not whole."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):  # damaged since it was written: made anew
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _present(array: np.ndarray | None, path: Path) -> np.ndarray:
+    if array is None:
+        raise UserError(f"feature file {str(path)!r} was changed while it was being written; run this again")
+    return array
+
+
+@contextlib.contextmanager
+def _writing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A file that takes [n, ...] float32 in order, and appears under `path` only when all of it is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

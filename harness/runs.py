@@ -1,0 +1,324 @@
+"""Experiment -> runs (identity = content hash) -> what is pending -> groups that share a teacher. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.config import Experiment, MethodSpec, ModelSpec, TaskSpec, TeacherSpec
+from harness.errors import UserError
+from harness.records import RunInfo, record_path
+from harness.seeds import content_hash
+
+IDENTITY = 1  # raised when the harness changes what a student becomes for the same specification
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One encoder that is measured: a method's student of one seed, or a bound.
+
+    Attributes:
+        info: what its records say of it. spec: everything that decides it; hashed into info.id.
+        teacher, student: the specifications to build from, with the paths of this machine.
+        shared: hash of all that runs must agree in to share teacher passes.
+    """
+
+    info: RunInfo
+    spec: dict[str, Any]
+    teacher: TeacherSpec
+    student: ModelSpec
+    shared: str
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def title(self) -> str:
+        return f"{self.info.label} seed {self.info.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRun:
+    """One task under one protocol. id is known once the protocol is: see `Workspace.task_id`."""
+
+    spec: TaskSpec
+    key: str  # hash of kind, options and data: what a configuration alone tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that are trained on one teacher pass a batch."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def id(self) -> str:
+        return content_hash(sorted(run.id for run in self.runs))
+
+    @property
+    def shared(self) -> str:
+        return self.runs[0].shared
+
+
+class Workspace:
+    """The folder of results; every path in it is named here.
+
+    students/<run id>/    run.yaml, config.json + model.safetensors (timm), method.safetensors, train.jsonl
+    records/              <run id>.<task id>.json
+    groups/<group id>/    group.json, checkpoint.pt of trainings under way
+    failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.students, self.records, self.groups = self.root / "students", self.root / "records", self.root / "groups"
+        self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
+        self.protocols, self.data = self.root / "protocols", self.root / "data"
+
+    def student(self, run_id: str) -> Path:
+        return self.students / run_id
+
+    def partial(self, run_id: str) -> Path:
+        """Where a student is written until it is complete and renamed."""
+        return self.students / f"{run_id}.partial"
+
+    def is_trained(self, run: Run) -> bool:
+        return run.info.kind != "student" or self.student(run.id).is_dir()
+
+    def failure(self, run_id: str) -> dict[str, Any] | None:
+        path = self.failures / f"{run_id}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def task_id(self, task: TaskRun) -> str | None:
+        """Hash of the task's protocol, or None where nothing has been evaluated under it here."""
+        path = self.protocols / f"{task.key}.json"
+        return json.loads(path.read_text())["task_id"] if path.is_file() else None
+
+    def has_record(self, run: Run, task: TaskRun) -> bool:
+        task_id = self.task_id(task)
+        return task_id is not None and record_path(self.records, run.id, task_id).is_file()
+
+
+def _file_hash(path: Path, cache: dict[str, str]) -> str:
+    """sha256 of a file's content: a checkpoint is known by what it holds, not by where it lies."""
+    key = str(path.resolve())
+    if key not in cache:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        cache[key] = digest.hexdigest()
+    return cache[key]
+
+
+_HASHES: dict[str, str] = {}
+
+
+def model_identity(spec: ModelSpec) -> dict[str, Any]:
+    """A model's specification with its files replaced by their content."""
+    plain = spec.model_dump(mode="json", exclude={"fit", "planted"})
+    if spec.checkpoint is not None:
+        path = Path(spec.checkpoint)
+        if not path.is_file():
+            raise UserError(f"checkpoint {spec.checkpoint!r} does not exist")
+        plain["checkpoint"] = _file_hash(path, _HASHES)
+    if spec.model is not None and spec.model.startswith("local-dir:"):
+        weights = Path(spec.model.removeprefix("local-dir:")) / "model.safetensors"
+        if not weights.is_file():
+            raise UserError(f"{spec.model!r}: there is no {str(weights)!r}; name a folder that holds an exported model")
+        plain["model"] = "local-dir:" + _file_hash(weights, _HASHES)
+    return plain
+
+
+def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
+    """All that decides a teacher's tokens, as plain values."""
+    plain = model_identity(spec)
+    plain["fit"] = spec.fit.model_dump(mode="json") if spec.fit else None
+    # A clean teacher without planting differs from one planted at size 0, whose later blocks are blind.
+    plain["planted"] = spec.planted.model_dump(mode="json") if spec.planted else None
+    return plain
+
+
+def _spec(
+    experiment: Experiment, method: str, given: dict[str, Any], teacher: dict[str, Any], student: ModelSpec, seed: int
+) -> dict[str, Any]:
+    known = experiment.known()
+    entry = known.methods[method]
+    return {
+        "identity": IDENTITY,
+        "method": entry.preset_of or method,
+        "source": entry.source_hash,
+        "hyperparameters": known.resolve("method", method, given),
+        "seed": seed,
+        "teacher": teacher,
+        "student": model_identity(student),
+        "data": experiment.data.identity(),
+        "training": experiment.training.model_dump(mode="json"),
+    }
+
+
+def fit_run(experiment: Experiment, teacher: TeacherSpec) -> Run:
+    """The run that trains the teacher itself, for `teacher.fit`: a student of the teacher's shape."""
+    fit = teacher.fit
+    assert fit is not None
+    bare = TeacherSpec.model_validate({**teacher.model_dump(), "fit": None, "planted": None, "classes": None})
+    student = ModelSpec.model_validate(bare.model_dump(include=set(ModelSpec.model_fields)))
+    changed = experiment.model_copy(update={"training": fit.training})
+    spec = _spec(changed, fit.method, {}, teacher_identity(bare), student, fit.seed)
+    return _run(experiment, spec, MethodSpec(method=fit.method, label="teacher fit"), bare, student, "fit")
+
+
+def _run(
+    experiment: Experiment,
+    spec: dict[str, Any],
+    method: MethodSpec,
+    teacher: TeacherSpec,
+    student: ModelSpec,
+    base: str,
+) -> Run:
+    shown = dict(spec["hyperparameters"])
+    shown.update({f"teacher.{k}": v for k, v in method.teacher.items()})
+    info = RunInfo(
+        id=content_hash(spec),
+        kind="student",
+        label=method.title(),
+        method=method.method,
+        seed=spec["seed"],
+        teacher=experiment.teacher.title(),
+        student=student.title(),
+        data=experiment.data.title(),
+        condition=base,
+        hyperparameters=shown,
+        spec=spec,
+    )
+    shared = content_hash({k: spec[k] for k in ("identity", "seed", "teacher", "data", "training")})
+    return Run(info, spec, teacher, student, shared)
+
+
+def condition(experiment: Experiment) -> str:
+    """Hash of what all rows of one table have in common."""
+    return content_hash(
+        {
+            "identity": IDENTITY,
+            "teacher": teacher_identity(experiment.teacher),
+            "student": model_identity(experiment.student),
+            "data": experiment.data.identity(),
+            "training": experiment.training.model_dump(mode="json"),
+        }
+    )
+
+
+def student_runs(experiment: Experiment) -> list[Run]:
+    """Every student of the grid, seed by seed."""
+    base = condition(experiment)
+    runs = []
+    for seed in experiment.seeds:
+        for method in experiment.methods:
+            teacher = experiment.teacher_of(method)
+            spec = _spec(
+                experiment, method.method, method.hyperparameters, teacher_identity(teacher), experiment.student, seed
+            )
+            runs.append(_run(experiment, spec, method, teacher, experiment.student, base))
+    twice = {run.id for run in runs if sum(r.id == run.id for r in runs) > 1}
+    if twice:
+        names = ", ".join(run.title for run in runs if run.id in twice)
+        raise UserError(f"these rows are the same run: {names}; change a hyperparameter or leave one out")
+    return runs
+
+
+def bound_runs(experiment: Experiment) -> list[Run]:
+    """The teacher itself, and a student that was never trained, one a seed."""
+    if not experiment.bounds:
+        return []
+    base = condition(experiment)
+    kinds: list[tuple[Literal["teacher", "untrained"], int]] = [("teacher", 0)]
+    kinds += [("untrained", seed) for seed in experiment.seeds]
+    runs = []
+    for kind, seed in kinds:
+        info = RunInfo(
+            id=content_hash({"kind": kind, "seed": seed, "condition": base}),
+            kind=kind,
+            label=kind,
+            method=kind,
+            seed=seed,
+            teacher=experiment.teacher.title(),
+            student="" if kind == "teacher" else experiment.student.title(),
+            data=experiment.data.title(),
+            condition=base,
+            spec={"condition": base, "seed": seed},
+        )
+        runs.append(Run(info, info.spec, experiment.teacher, experiment.student, ""))
+    return runs
+
+
+def task_runs(experiment: Experiment) -> list[TaskRun]:
+    """Every task of the grid with its hash."""
+    known = experiment.known()
+    found = []
+    for spec in experiment.tasks:
+        entry = known.tasks[spec.task]
+        data = spec.data or experiment.data
+        key = content_hash(
+            {
+                "task": spec.task,
+                "source": entry.source_hash,
+                "options": known.resolve("task", spec.task, spec.options),
+                "data": {k: v for k, v in data.identity().items() if k != "augment"},
+            }
+        )
+        found.append(TaskRun(spec, key))
+    return found
+
+
+def groups(runs: Iterable[Run], workspace: Workspace, max_group: int) -> list[Group]:
+    """What is still to be trained, in groups of at most `max_group` that share a teacher.
+
+    Trainings under way keep their company, since their checkpoint holds them at one step.
+    """
+    waiting = {run.id: run for run in runs if not workspace.is_trained(run) and workspace.failure(run.id) is None}
+    found: list[Group] = []
+    for members in _under_way(workspace):
+        mine = tuple(waiting.pop(i) for i in members if i in waiting)
+        if mine:
+            found.append(Group(mine))
+    fresh: dict[str, list[Run]] = {}
+    for run in waiting.values():
+        fresh.setdefault(run.shared, []).append(run)
+    for together in fresh.values():
+        found += [Group(tuple(together[i : i + max_group])) for i in range(0, len(together), max_group)]
+    return found
+
+
+def _under_way(workspace: Workspace) -> list[list[str]]:
+    """Run ids of each group that has a checkpoint, in a fixed order; small groups were split off larger ones."""
+    found = []
+    for path in sorted(workspace.groups.glob("*/group.json")):
+        if (path.parent / "checkpoint.pt").is_file():
+            found.append(json.loads(path.read_text())["runs"])
+    return sorted(found, key=len)
+
+
+def waiting_for_tasks(
+    runs: Sequence[Run], tasks: Sequence[TaskRun], workspace: Workspace
+) -> list[tuple[Run, list[TaskRun]]]:
+    """Trained encoders with the tasks that have no record of them yet."""
+    found = []
+    for run in runs:
+        if workspace.is_trained(run):
+            missing = [task for task in tasks if not workspace.has_record(run, task)]
+            if missing:
+                found.append((run, missing))
+    return found
+
+
+def pending(experiment: Experiment, workspace: Workspace) -> bool:
+    """Whether anything is left to train or to evaluate."""
+    runs = student_runs(experiment)
+    if groups(runs, workspace, experiment.runtime.max_group):
+        return True
+    return bool(waiting_for_tasks(bound_runs(experiment) + runs, task_runs(experiment), workspace))

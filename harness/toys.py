@@ -1,0 +1,120 @@
+"""Toy encoders and images whose truth is known: the oracle and the blind encoder of a task's `tiny()`, and tests.
+
+Hand-made, without weights: what they see is what their tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from harness.api import Layers, Outputs, Vit
+from harness.data import Sample, Source
+from harness.seeds import derive
+
+CELLS = 2  # a patch is pooled to CELLS x CELLS pixels
+SCALE = 4.0  # channels from -2 to 2, of the size that a normed token has
+
+
+class PixelVit(Vit):
+    """A patch's token is the patch itself, pooled to 2 x 2 pixels in [-2, 2]: [B, N, 12], the same after every block.
+
+    Args:
+        image_size, patch: pixels, square. depth: number of blocks, which do nothing.
+        has_cls: whether token 0 is the mean of the patches.
+        num_classes: the logits are the first so many channels of the mean patch, which means little.
+        blind: see a black image whatever the image is.
+        planted: the first so many patches get `planted_norm` times their norm, after every block.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        patch: int = 8,
+        depth: int = 2,
+        has_cls: bool = True,
+        num_classes: int = 0,
+        blind: bool = False,
+        planted: int = 0,
+        planted_norm: float = 50.0,
+    ) -> None:
+        self.depth, self.dim, self.num_classes = depth, 3 * CELLS**2, num_classes
+        self.has_cls, self.num_prefix_tokens = has_cls, int(has_cls)
+        rows = image_size // patch
+        self.grid, self.image_size = (rows, rows), (image_size, image_size)
+        self.blind, self.planted, self.planted_norm = blind, planted, planted_norm
+
+    def block(self, layer: int) -> nn.Module:
+        self.layer(layer)
+        return nn.Identity()
+
+    def through(self, layer: int, tokens: Tensor) -> Tensor:
+        self.layer(layer)
+        return tokens
+
+    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
+        if tuple(attention_layers):
+            raise ValueError("a PixelVit has no attention")
+        patches = self._patches(torch.zeros_like(images) if self.blind else images)  # [B, P, 12]
+        mean = patches.mean(dim=1)  # [B, 12]
+        if self.planted:
+            patches[:, : self.planted] *= self.planted_norm
+        tokens = torch.cat([mean[:, None], patches], dim=1) if self.has_cls else patches
+        return Outputs(
+            tokens=Layers({self.layer(i): tokens for i in layers}),
+            logits=mean[:, : self.num_classes],  # type: ignore[arg-type]
+            num_prefix_tokens=self.num_prefix_tokens,
+            has_cls=self.has_cls,
+            grid=self.grid,
+            norm=lambda x: x,
+        )
+
+    def _patches(self, images: Tensor) -> Tensor:
+        rows, columns = self.grid
+        cells = F.adaptive_avg_pool2d(images, (rows * CELLS, columns * CELLS))  # [B, 3, 2 rows, 2 columns]
+        return F.pixel_unshuffle(SCALE * (cells - 0.5), CELLS).flatten(2).transpose(1, 2).contiguous()  # [B, P, 12]
+
+
+class Colours(Source):
+    """Noisy images of one colour a class, classes in turn; the same on every machine.
+
+    Args:
+        count: images. classes: at most 8, the corners of the colour cube. size: pixels, square.
+        noise: standard deviation of a pixel's channel, in [0, 1]. split: another one has other noise.
+    """
+
+    name = "colours"
+    needs_root = False
+
+    def __init__(
+        self, count: int, *, classes: int = 4, size: int = 32, noise: float = 0.25, split: str = "train"
+    ) -> None:
+        if not 1 <= classes <= 8:
+            raise ValueError(f"{classes} classes: the colour cube has 8 corners, give 1 to 8")
+        self.count, self.size, self.noise, self.split = count, size, noise, split
+        self.classes = tuple(f"colour {i}" for i in range(classes))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Sample:
+        label = index % len(self.classes)
+        colour = np.array([0.25 + 0.5 * (label >> bit & 1) for bit in range(3)])
+        rng = np.random.default_rng(derive("colours", self.split, index))
+        pixels = colour + self.noise * rng.standard_normal((self.size, self.size, 3))
+        return Sample(Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8)), label)
+
+    def labels(self) -> np.ndarray:
+        return np.arange(self.count, dtype=np.int64) % len(self.classes)
+
+    def sample_name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+    def identity(self) -> str:
+        return f"colours {self.count} {len(self.classes)} {self.size} {self.noise} {self.split}"

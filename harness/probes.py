@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.seeds import derive
 
 CHUNK = 1 << 25  # scalars of a score matrix that are held at once, 128 MiB
+RESIDENT = 1 << 31  # bytes of one feature set that may lie on a GPU: fetching a batch would cost more than its step
 
 
 class Rows:
@@ -33,12 +34,15 @@ class Rows:
     def __init__(self, *parts: np.ndarray | Tensor) -> None:
         self.parts = [p.cpu().numpy() if isinstance(p, Tensor) else p for p in parts]
         self.width = sum(p.shape[1] for p in self.parts)
+        self._resident: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.parts[0])
 
     def take(self, index: np.ndarray, device: str = "cpu") -> Tensor:
         """Rows [B, F] float32 by number [B]."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(index).to(self._resident.device)]
         out = np.empty((len(index), self.width), dtype=np.float32)
         start = 0
         for part in self.parts:
@@ -46,6 +50,14 @@ class Rows:
             out[:, start:stop] = part[index]
             start = stop
         return torch.from_numpy(out).to(device)
+
+    def resident(self, device: str) -> Rows:
+        """The same rows, on the device as a whole where it is another one and they fit `RESIDENT`."""
+        if torch.device(device).type == "cpu" or 4 * self.width * len(self) > RESIDENT:
+            return self
+        copy = Rows(*self.parts)
+        copy._resident = self.take(np.arange(len(self)), device)
+        return copy
 
 
 def stratified_hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +195,7 @@ def train_linear_heads(
         name: _Sgd(_initial(rows.width, num_classes, learning_rates, init, name, seed, device), momentum, weight_decay)
         for name, rows in features.items()
     }
+    features = {name: rows.resident(device) for name, rows in features.items()}
     start = torch.tensor(learning_rates, dtype=torch.float64)
     for step, picked in enumerate(minibatches(index, batch, steps, seed)):
         cosine = (1 + math.cos(math.pi * step / steps)) / 2

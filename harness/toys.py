@@ -86,18 +86,26 @@ class Colours(Source):
 
     Args:
         count: images. classes: at most 8, the corners of the colour cube. size: pixels, square.
-        noise: standard deviation of a pixel's channel, in [0, 1]. split: another one has other noise.
+        noise: standard deviation of a pixel's channel, of 1. cast: the same of an image's channel as a whole,
+            which no pooling averages out. split: another one has other noise.
     """
 
     name = "colours"
     needs_root = False
 
     def __init__(
-        self, count: int, *, classes: int = 4, size: int = 32, noise: float = 0.25, split: str = "train"
+        self,
+        count: int,
+        *,
+        classes: int = 4,
+        size: int = 32,
+        noise: float = 0.25,
+        cast: float = 0.0,
+        split: str = "train",
     ) -> None:
         if not 1 <= classes <= 8:
             raise ValueError(f"{classes} classes: the colour cube has 8 corners, give 1 to 8")
-        self.count, self.size, self.noise, self.split = count, size, noise, split
+        self.count, self.size, self.noise, self.cast, self.split = count, size, noise, cast, split
         self.classes = tuple(f"colour {i}" for i in range(classes))
 
     def __len__(self) -> int:
@@ -108,6 +116,7 @@ class Colours(Source):
         colour = np.array([0.25 + 0.5 * (label >> bit & 1) for bit in range(3)])
         rng = np.random.default_rng(derive("colours", self.split, index))
         pixels = colour + self.noise * rng.standard_normal((self.size, self.size, 3))
+        pixels += self.cast * rng.standard_normal(3)
         return Sample(Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8)), label)
 
     def labels(self) -> np.ndarray:
@@ -117,4 +126,4 @@ class Colours(Source):
         return f"{self.split}/{index}"
 
     def identity(self) -> str:
-        return f"colours {self.count} {len(self.classes)} {self.size} {self.noise} {self.split}"
+        return f"colours {self.count} {len(self.classes)} {self.size} {self.noise} {self.cast} {self.split}"

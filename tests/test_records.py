@@ -76,7 +76,7 @@ def values(**changes: Any) -> dict[str, Any]:
 def any_record(draw: st.DrawFn) -> Record:
     metrics = draw(st.dictionaries(words, st.sampled_from(["up", "down"]), min_size=1, max_size=4))
     measured = draw(st.lists(st.sampled_from(list(metrics)), unique=True))
-    return Record(
+    fields = dict(
         task=draw(words),
         task_kind=draw(words),
         task_id=draw(ids),
@@ -99,6 +99,7 @@ def any_record(draw: st.DrawFn) -> Record:
         created=draw(words),
         origin=draw(st.sampled_from(["measured", "reported"])),
     )
+    return Record.model_validate(fields)
 
 
 @settings(max_examples=60, deadline=None)

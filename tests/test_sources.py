@@ -204,7 +204,7 @@ def test_a_mistake_names_the_path_and_the_remedy(kind: type, split: str, expecte
 @pytest.mark.parametrize("kind", [Folder, Tar, Array])
 def test_an_absent_root_names_the_first_part_that_is_absent(kind: type, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match="no 'imags' in .*did you mean 'images'"):
+    with pytest.raises(UserError, match=r"no 'imags' in .*did you mean 'images'"):
         kind(tmp_path / "imags" / "deep", "train")
     with pytest.raises(UserError, match=r"needs data\.root"):
         kind(None, "train")

@@ -65,7 +65,7 @@ class Array(Source):
         self._labels = labels
         self.masks = arrays["masks"].astype(np.uint8) if "masks" in arrays else None
         self.depth_m = arrays["depth_m"].astype(np.float32) if "depth_m" in arrays else None
-        names = arrays.get("class_names", np.arange(labels.max() + 1))
+        names = arrays["class_names"] if "class_names" in arrays else np.arange(labels.max() + 1)
         self.classes = tuple(str(name) for name in names)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Array(Source):
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as an .npz of plain arrays: {error}. {REMEDY}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import ClassVar
@@ -84,7 +83,7 @@ class Scenes(Source):
         """What sample `index` shows, before it is rendered; the first solid is the dominant one."""
         if not 0 <= index < self.count:
             raise IndexError(f"scenes has samples 0 .. {self.count - 1}, not {index}")
-        draw = np.random.default_rng(derive("scenes", VERSION, self.split, self.seed, index))
+        draw = np.random.default_rng(derive("scenes", VERSION, self.split, self.seed, int(index)))
         return draw_scene(draw, *self.combinations[index % len(self.combinations)])
 
     def read(self, index: int) -> Sample:
@@ -104,7 +103,7 @@ class Scenes(Source):
 
     def identity(self) -> str:
         options = {"size": self.size, "count": self.count, "seed": self.seed}
-        return hashlib.sha256(content_hash([self.name, VERSION, self.split, options]).encode()).hexdigest()
+        return content_hash([self.name, VERSION, self.split, options], length=64)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}  # a worker process fills its own

@@ -51,7 +51,7 @@ class Tar(Source):
             names.append(posixpath.normpath("/".join([*folders, member.path])))
             start = member.offset_data + (child.offset_data if child else 0)
             places.append((numbers[tar_name] if tar_name else 0, start, member.size))
-        self.listing = Listing.of(names, targets, class_to_idx, path)
+        self.listing = Listing.of(names, targets, class_to_idx or {}, path)
         self.places = np.array(places, np.int64)[self.listing.order]  # [len, 3]: tar, first byte, bytes
         self.classes = self.listing.classes
 

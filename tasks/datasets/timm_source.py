@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from timm.data import create_dataset
+from timm.data.dataset_factory import create_dataset
 
 from harness.data import Sample, Source
 from harness.errors import UserError, unknown
@@ -129,11 +129,12 @@ class _HuggingFace:
 
     def __init__(self, made: Any, what: str) -> None:
         self.reader = made.reader
-        columns = self.reader.dataset.column_names
-        for option, key in (("input_key", self.reader.image_key), ("target_key", self.reader.label_key)):
-            if key not in columns:
-                raise UserError(f"{what}: " + unknown(option, key, columns))
-        self.labels = _label_numbers(np.array(list(self.reader.dataset[self.reader.label_key])), what)
+        table, image, label = self.reader.dataset, self.reader.image_key, self.reader.label_key
+        if len(table) and table[0][image] is None:  # the reader adds an empty column for a name that is not there
+            raise UserError(f"{what}: " + unknown("input_key", image, set(table.column_names) - {image}))
+        if label not in table.column_names:
+            raise UserError(f"{what}: " + unknown("target_key", label, table.column_names))
+        self.labels = _label_numbers(np.array(list(table[label])), what)
         named = {number: name for name, number in self.reader.class_to_idx.items()}
         self.classes = tuple(named[i] for i in range(len(named))) or _numbered(self.labels)
 

@@ -175,7 +175,7 @@ def _of_entry_point(kind: str, point: importlib.metadata.EntryPoint) -> list[Ent
     if path is None:
         raise UserError(f"entry point {point.name!r} of singer_bench.{kind}s: there is no module {point.module!r}")
     entries = [e for e in _entries(path, point.module, hashed=True) if e.kind == kind]
-    wanted = [e for e in entries if point.attr in ("", e.qualname)]
+    wanted = [e for e in entries if not point.attr or point.attr == e.qualname]
     if not wanted:
         raise UserError(
             f"entry point {point.name!r} = {point.value!r} of singer_bench.{kind}s: {path} defines no such "

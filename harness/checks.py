@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import method_checks as _of_method
+from harness import method_run_checks as _of_running
 from harness import task_checks as _of_task
 from harness.catalogue import Entry
 from harness.errors import UserError
@@ -33,7 +34,7 @@ class Outcome:
 
 def method_checks() -> list[tuple[str, Check]]:
     """Name and function of every check on a method; the function takes its specimen."""
-    return [(check.__name__, check) for check in _of_method.CHECKS]
+    return [(check.__name__, check) for check in (*_of_method.CHECKS, *_of_running.CHECKS)]
 
 
 def task_checks() -> list[tuple[str, Check]]:

@@ -456,14 +456,14 @@ class Job:
     def _encoder(self, run: Run) -> tuple[Encoder, dict[str, Any]]:
         """The frozen encoder of a run, and what is known of how it came to be."""
         described: dict[str, Any] = {}
-        planted = run.teacher.planted.model_dump() if run.info.kind == "teacher" and run.teacher.planted else None
-        head_trained = run.info.kind == "teacher" and self.experiment.teacher.classes is not None
         if run.info.kind == "teacher":
             vit = self.teacher(run.teacher)
-            head_trained = head_trained or run.teacher.fit is not None
+            # Its logits are the data's classes where it was trained on them, or is mapped onto them.
+            head_trained = run.teacher.fit is not None or run.teacher.classes is not None
         elif run.info.kind == "untrained":
             vit = self.student(run)
             models.frozen(vit.model)
+            head_trained = False
         else:
             folder = self.workspace.student(run.id)
             vit = models.load_exported(folder, self.device)
@@ -471,12 +471,12 @@ class Job:
             head_trained = described["head_trained"]
         encoder = Encoder(
             vit,
-            identity=content_hash([weights_identity(vit.model), vit.image_size, vit.mean, vit.std, planted]),
+            identity=weights_identity(vit.model),
             cache=self.workspace.features,
             device=self.device,
             batch_size=self.experiment.runtime.batch_size,
             num_workers=self.experiment.runtime.num_workers,
-            head_trained=head_trained,
+            head_classes=self.source.classes if head_trained else None,
         )
         return encoder, described
 

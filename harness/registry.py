@@ -73,10 +73,8 @@ def where_raised(error: BaseException, path: Path) -> str:
     """An exception of a user's file in one line: its kind, that file's line, and what it says."""
     frames = traceback.extract_tb(error.__traceback__)
     mine = [f"{shown(path)}:{f.lineno}: " for f in frames if Path(f.filename) == path]
-    if isinstance(error, KeyError) and error.args:
-        said = str(error.args[0])  # str() of a KeyError puts it in quotes
-    else:
-        said = str(error)
+    quoted = isinstance(error, KeyError) and error.args  # by str()
+    said = str(error.args[0]) if quoted else str(error)
     return f"{mine[-1] if mine else ''}{type(error).__name__}: {said}"
 
 

@@ -111,13 +111,18 @@ def toy_batch(size: Size, step: int, labels: bool = True) -> Batch:
 class Rig:
     """One method on its toys, with an optimiser; it steps as training does."""
 
-    def __init__(self, cls: type[Method], student: TimmVit, teacher: TimmVit, values: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, cls: type[Method], student: TimmVit, teacher: TimmVit, values: dict[str, Any], seed: int
+    ) -> None:
         self.student, self.teacher = student, teacher
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("method", seed))
             self.method = cls(student, teacher, **values).train()
-        self.optimizer = build_optimizer(student.model, self.method, TRAINING, "cpu")
         self.seed = seed
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.student.model, self.method, TRAINING, "cpu")
 
     def outputs(self, batch: Batch, every_layer: bool = False) -> tuple[Outputs, Outputs]:
         """Student's and teacher's, watched; `every_layer` gives more than the method asks for, as neighbours do."""
@@ -181,14 +186,8 @@ class MethodSpecimen:
         return self.entry.typed({})
 
     @functools.cached_property
-    def size(self) -> Size:
-        """The first of SIZES that the method can be built and run on.
-
-        Where losses() fails on all, the first on which it can be built, so that checks tell why.
-
-        Raises:
-            Exception: what __init__ raised on the last, where it can be built on none.
-        """
+    def _fitted(self) -> Size | Exception:
+        _ = self.cls, self.values  # what these raise no other size would mend
         built, error = None, None
         for size in SIZES:
             try:
@@ -198,9 +197,19 @@ class MethodSpecimen:
                 return size
             except Exception as raised:
                 error = raised
-        if built is None and error is not None:
-            raise error
-        return built or SIZES[0]
+        # Where losses() fails on all, the first on which it can be built: the checks tell why.
+        return built or error or SIZES[0]
+
+    @property
+    def size(self) -> Size:
+        """The first of SIZES that the method can be built and run on.
+
+        Raises:
+            Exception: what __init__ raised on the largest, where it can be built on none.
+        """
+        if isinstance(self._fitted, Exception):
+            raise self._fitted
+        return self._fitted
 
     def student(self, size: Size, **options: Any) -> TimmVit:
         """A fresh student as the method wants it built."""
@@ -249,8 +258,10 @@ class TaskSpecimen:
         if which in ("oracle", "blind"):
             return Encoder(getattr(self.tiny, which), identity=which, cache=None)
         side = self.tiny.oracle.image_size[0]
-        options = {"reg_tokens": 4} if which == "vit" else {"class_token": False, "global_pool": "avg"}
-        return Encoder(toy_teacher(Size(grid=max(1, side // PATCH)), **options), identity=which, cache=None)
+        options: dict[str, Any] = {"reg_tokens": 4} if which == "vit" else {"class_token": False, "global_pool": "avg"}
+        return Encoder(
+            toy_teacher(Size(grid=max(1, side // PATCH)), finer=False, **options), identity=which, cache=None
+        )
 
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
         return self.tiny.task.evaluate(encoder, seed=0)

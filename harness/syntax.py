@@ -89,11 +89,13 @@ def _read(node: ast.ClassDef, kind: str, lines: list[str], where: str) -> Found 
             value = _literal(values[key], wanted, place, mistakes)
             if value is not None:
                 attributes[key] = value
-    parameters = _parameters(node, kind, lines, where, mistakes)
+    init = next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
+    parameters = {} if init is None else _parameters(init, node.name, kind, lines, where, mistakes)
+    names = [] if init is None else [argument.arg for argument in init.args.kwonlyargs]
     for key in ("presets", "search"):
         if key in attributes:
             line = values[key].lineno
-            mistakes += _strange_names(key, attributes[key], parameters, f"{where}:{line}: {key} of {node.name}")
+            mistakes += _strange_names(key, attributes[key], names, f"{where}:{line}: {key} of {node.name}")
     if not all(isinstance(v, dict) for v in attributes.get("presets", {}).values()):
         attributes["presets"] = {}  # said above; nothing to derive from
     doc = ast.get_docstring(node) or ""
@@ -123,7 +125,7 @@ def _literal(node: ast.expr, wanted: type, what: str, mistakes: list[str]) -> An
     return value
 
 
-def _strange_names(key: str, value: dict[str, Any], parameters: dict[str, Parameter], place: str) -> list[str]:
+def _strange_names(key: str, value: dict[str, Any], known: list[str], place: str) -> list[str]:
     """Hyperparameters that presets or search name and __init__ does not have."""
     named = [("", value)]
     if key == "presets":
@@ -131,37 +133,34 @@ def _strange_names(key: str, value: dict[str, Any], parameters: dict[str, Parame
             return [f"{place} must map a name to hyperparameters, such as {{'mine_large': {{'weight': 2.0}}}}"]
         named = [(f" preset {name!r} has", values) for name, values in value.items()]
     return [
-        f"{place}:{of} {unknown('hyperparameter', name, parameters)}"
+        f"{place}:{of} {unknown('hyperparameter', name, known)}"
         for of, values in named
         for name in values
-        if name not in parameters
+        if name not in known
     ]
 
 
 def _parameters(
-    node: ast.ClassDef, kind: str, lines: list[str], where: str, mistakes: list[str]
+    init: ast.FunctionDef, owner: str, kind: str, lines: list[str], where: str, mistakes: list[str]
 ) -> dict[str, Parameter]:
-    init = next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
-    if init is None:
-        return {}
     arguments = init.args
     given = POSITIONAL[kind]
     for argument in [*arguments.posonlyargs, *arguments.args][1:]:
         if argument.arg not in given:
             mistakes.append(
-                f"{where}:{argument.lineno}: {argument.arg} of {node.name} must be keyword-only; the signature is "
+                f"{where}:{argument.lineno}: {argument.arg} of {owner} must be keyword-only; the signature is "
                 f"(self, {', '.join(given)}, *, {argument.arg}: ... = ...)"
             )
     for packed, stars in ((arguments.vararg, "*"), (arguments.kwarg, "**")):
         if packed is not None:
             mistakes.append(
-                f"{where}:{packed.lineno}: {node.name} takes {stars}{packed.arg}; name every hyperparameter with "
+                f"{where}:{packed.lineno}: {owner} takes {stars}{packed.arg}; name every hyperparameter with "
                 "its annotation and default, since configurations are checked against them"
             )
     parameters = {}
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         if argument.arg not in given:
-            found = _parameter(argument, default, lines, f"{where}:{argument.lineno}: {argument.arg} of {node.name}")
+            found = _parameter(argument, default, lines, f"{where}:{argument.lineno}: {argument.arg} of {owner}")
             if isinstance(found, str):
                 mistakes.append(found)
             else:

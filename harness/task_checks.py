@@ -94,7 +94,9 @@ def plain_protocol(specimen: TaskSpecimen) -> None:
         raise Fault(f"protocol() is not plain JSON: {error}; use numbers, strings, lists and dicts") from None
     if back != protocol:
         changed = [key for key in protocol if key not in back or back[key] != protocol[key]]
-        raise Fault(f"protocol() changes when it is written as JSON: {listed(changed)}; lists for tuples, text for keys")
+        raise Fault(
+            f"protocol() changes when it is written as JSON: {listed(changed)}; lists for tuples, text for keys"
+        )
 
 
 def protocol_of_data(specimen: TaskSpecimen) -> None:
@@ -109,8 +111,8 @@ def protocol_of_data(specimen: TaskSpecimen) -> None:
     if here != there:
         changed = [key for key in here if here[key] != there.get(key)]
         raise Fault(
-            f"protocol() depends on the place of the data, or differs from one instance to the next: {listed(changed)}; "
-            "take data.identity(), which holds no path"
+            f"protocol() depends on the place of the data, or differs from one instance to the next, in "
+            f"{listed(changed)}; take data.identity(), which holds no path"
         )
     if protocol(name="another") == here:
         raise Fault("protocol() does not say which data were read; put data.identity() into it")

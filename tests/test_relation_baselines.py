@@ -149,3 +149,13 @@ def test_srd_ignores_the_scale_and_shift_of_every_channel():
     student, teacher = torch.randn(9, 4), torch.randn(9, 6)
     moved = teacher * (torch.rand(6) + 0.5) + torch.randn(6)
     assert kd(method, student, moved) == close(kd(method, student, teacher), rel=1e-3)
+
+
+def test_a_perfect_student_has_a_finite_srd_loss_and_gradient():
+    method = SRD(Shape(2), Shape(2))
+    nn.init.eye_(method.projector.weight)
+    rows = torch.tensor([[1e3, 1e3], [-1e3, -1e3]])
+    student = rows.clone().requires_grad_()
+    terms = method.losses(vectors(student), vectors(rows), labelled(0, 0))
+    terms["kd"].backward()
+    assert torch.isfinite(terms["kd"]) and torch.isfinite(student.grad).all()

@@ -195,10 +195,14 @@ class Method(nn.Module, abc.ABC):
 
 
 class Metric(NamedTuple):
-    """unit: "fraction" (shown as a percentage), "m", "ratio", ...; direction: "up" or "down" is better."""
+    """unit: "fraction" (shown as a percentage), "m", "ratio", ...; direction: "up" or "down" is better.
+
+    ranked: whether it counts in average ranks; False for what describes a model rather than how good it is.
+    """
 
     unit: str
     direction: str
+    ranked: bool = True
 
 
 class Tiny(NamedTuple):

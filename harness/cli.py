@@ -36,7 +36,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the resu
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if isinstance(code, int) and code:  # click gives typer.Exit's code back instead of raising it
+            raise SystemExit(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -497,7 +497,7 @@ class Job:
                 task=task_run.spec.title(),
                 task_kind=task_run.spec.task,
                 task_id=task_id,
-                metrics={k: MetricInfo(unit=m.unit, direction=m.direction) for k, m in task.metrics.items()},  # type: ignore[arg-type]
+                metrics={k: MetricInfo(unit=m.unit, direction=m.direction, ranked=m.ranked) for k, m in task.metrics.items()},  # type: ignore[arg-type]
                 values=declared,
                 details={k: v for k, v in found.items() if k not in declared},
                 protocol=task.protocol(),

@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.api import Method, Outputs
 from harness.errors import UserError
 from harness.models import TimmVit
-from harness.specimen import STEPS, Fault, MethodSpecimen, Rig, Watched, listed, same_bits, toy_teacher
+from harness.specimen import STEPS, Fault, MethodSpecimen, Rig, listed, same_bits, toy_teacher
+from harness.watched import Watched
 
 RESERVED = ("loss", "grad_norm")  # what train.jsonl calls its own columns
 

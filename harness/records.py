@@ -58,11 +58,12 @@ Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 
 class MetricInfo(BaseModel):
-    """What a value means: unit ("fraction" is shown as a percentage) and which direction is better."""
+    """What a value means: unit ("fraction" is shown as a percentage), which direction is better, whether it ranks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     unit: str
     direction: Literal["up", "down"]
+    ranked: bool = True
 
 
 class RunInfo(BaseModel):

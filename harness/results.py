@@ -44,7 +44,7 @@ def remember(experiment: Experiment, workspace: Workspace) -> None:
 
 
 def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
-    """The table of one experiment, as markdown; written into the workspace as leaderboard.md and .csv too."""
+    """The primary metrics of one experiment, as markdown; all of them go into the workspace's leaderboard.md, .csv."""
     from leaderboard.render import render
     from leaderboard.table import rows_and_columns
 
@@ -57,10 +57,11 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
     ]
     if not mine:
         return "no results yet"
-    board = rows_and_columns(mine, costs=True, problems=problems)
+    whole = rows_and_columns(mine, metrics="all", costs=True, problems=problems)
     for format, suffix in (("markdown", "md"), ("csv", "csv")):
-        write_atomic(workspace.root / f"leaderboard.{suffix}", render(board, format))
-    return render(board, "markdown")
+        write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
+    short = render(rows_and_columns(mine, problems=problems), "markdown")
+    return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}"
 
 
 def _state(run: Run, workspace: Workspace, running: set[str]) -> str:

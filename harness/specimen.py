@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.api import Batch, Layers, Method, Outputs, Task, Tiny, frozen
+from harness.api import Batch, Method, Outputs, Task, Tiny, frozen
 from harness.catalogue import Entry
 from harness.config import Training
 from harness.features import Encoder
@@ -26,6 +26,7 @@ from harness.models import TimmVit, as_vit, build_model, build_student
 from harness.registry import load
 from harness.seeds import derive
 from harness.train import build_optimizer
+from harness.watched import watched
 
 BATCH, CLASSES, PATCH, STEPS = 6, 10, 8, 3
 STUDENT_WIDTH, STUDENT_HEADS, TEACHER_HEADS = 32, 2, 4
@@ -52,43 +53,6 @@ class Size:
 
 
 SIZES = (Size(), Size(96), Size(96, 12, 6), Size(96, 24, 6), Size(96, 12, 6, 14), Size(96, 24, 6, 14))
-
-
-class Watched(Layers):
-    """Tensors by block index that note which were read."""
-
-    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
-        super().__init__(tensors)
-        self.read: set[int] = set()
-
-    def __getitem__(self, layer: int) -> Tensor:
-        self.read.add(layer)
-        return super().__getitem__(layer)
-
-    def get(self, layer: int, default: Any = None) -> Any:
-        self.read.add(layer)
-        return super().get(layer, default)
-
-    def items(self) -> Any:
-        self.read.update(self)
-        return super().items()
-
-    def values(self) -> Any:
-        self.read.update(self)
-        return super().values()
-
-
-def watched(outputs: Outputs) -> Outputs:
-    """The same outputs with tokens and attention that note what is read of them."""
-    return Outputs(
-        tokens=Watched(outputs.tokens),
-        logits=lambda: outputs.logits,  # type: ignore[arg-type]
-        attention=Watched(outputs.attention),
-        num_prefix_tokens=outputs.num_prefix_tokens,
-        has_cls=outputs.has_cls,
-        grid=outputs.grid,
-        norm=outputs.norm,
-    )
 
 
 def toy_teacher(size: Size, *, finer: bool = False, **options: Any) -> TimmVit:
@@ -222,6 +186,14 @@ class MethodSpecimen:
         size = size or self.size
         teacher = toy_teacher(size) if teacher is None else teacher
         return Rig(self.cls, self.student(size, **options), teacher, self.values, seed)
+
+    @functools.cached_property
+    def learns_everywhere(self) -> bool:
+        """Whether every block of the student gets a gradient on the plain toys."""
+        rig = self.build()
+        with torch.autocast("cpu", enabled=False):  # whoever asks
+            rig.backward(rig.terms(self.batch()))
+        return not rig.blocks_without_gradient()
 
     @functools.cached_property
     def alone(self) -> list[dict[str, Tensor]]:

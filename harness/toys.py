@@ -29,7 +29,7 @@ class PixelVit(Vit):
         has_cls: whether token 0 is the mean of the patches.
         num_classes: the logits are the first so many channels of the mean patch, which means little.
         blind: see a black image whatever the image is.
-        planted: the first so many patches get `planted_norm` times their norm, after every block.
+        planted: the first so many patches get `planted_norm` times their norm, after block `planted_from` and later.
     """
 
     def __init__(
@@ -43,12 +43,13 @@ class PixelVit(Vit):
         blind: bool = False,
         planted: int = 0,
         planted_norm: float = 50.0,
+        planted_from: int = 0,
     ) -> None:
         self.depth, self.dim, self.num_classes = depth, 3 * CELLS**2, num_classes
         self.has_cls, self.num_prefix_tokens = has_cls, int(has_cls)
         rows = image_size // patch
         self.grid, self.image_size = (rows, rows), (image_size, image_size)
-        self.blind, self.planted, self.planted_norm = blind, planted, planted_norm
+        self.blind, self.planted, self.planted_norm, self.planted_from = blind, planted, planted_norm, planted_from
 
     def block(self, layer: int) -> nn.Module:
         self.layer(layer)
@@ -63,11 +64,11 @@ class PixelVit(Vit):
             raise ValueError("a PixelVit has no attention")
         patches = self._patches(torch.zeros_like(images) if self.blind else images)  # [B, P, 12]
         mean = patches.mean(dim=1)  # [B, 12]
-        if self.planted:
-            patches[:, : self.planted] *= self.planted_norm
-        tokens = torch.cat([mean[:, None], patches], dim=1) if self.has_cls else patches
+        clean = torch.cat([mean[:, None], patches], dim=1) if self.has_cls else patches
+        scale = torch.ones(clean.shape[1], 1, device=images.device)
+        scale[self.num_prefix_tokens :][: self.planted] = self.planted_norm
         return Outputs(
-            tokens=Layers({self.layer(i): tokens for i in layers}),
+            tokens=Layers({i: clean * scale if i >= self.planted_from else clean for i in map(self.layer, layers)}),
             logits=mean[:, : self.num_classes],  # type: ignore[arg-type]
             num_prefix_tokens=self.num_prefix_tokens,
             has_cls=self.has_cls,

@@ -23,6 +23,7 @@ class Column:
     Attributes:
         title: the task's label, with the protocol's short hash where the label stands for several protocols.
         rank: the metric's place among those the task declares; 0 is the primary one.
+        ranked: whether it may count in average ranks; a diagnosis of a model does not.
         summary: the protocol in a sentence, or "".
     """
 
@@ -33,6 +34,7 @@ class Column:
     direction: str
     rank: int
     summary: str
+    ranked: bool = True
 
     @property
     def primary(self) -> bool:

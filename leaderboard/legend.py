@@ -56,13 +56,15 @@ def _signs(section: Section, best: str, bound: str) -> Iterator[str]:
 
 def has_ranks(section: Section) -> bool:
     """Whether the table has a column of average ranks: where two students or more compete."""
-    return sum(row.competes for row in section.rows) > 1
+    counted = any(column.primary and column.ranked for column in section.columns)
+    return counted and sum(row.competes for row in section.rows) > 1
 
 
 def _ranks(section: Section) -> Iterator[str]:
     if not has_ranks(section):
         return
-    text = "avg. rank: mean rank over the tasks' primary metrics, 1 is best, ties share the mean of their ranks."
+    counted = ", ".join(dict.fromkeys(column.title for column in section.columns if column.primary and column.ranked))
+    text = f"avg. rank: mean rank over {counted}; 1 is best, ties share the mean of their ranks."
     if any(row.competes and row.average_rank is None for row in section.rows):
         text += f" Only rows with a number in every such column are ranked, against one another; {DASH} for the others."
     yield text

@@ -59,12 +59,12 @@ def _ranks(means: dict[int, float], direction: str) -> dict[int, float]:
 def average_ranks(
     columns: Sequence[Column], rows: Sequence[Row], cells: Sequence[Sequence[Cell | None]]
 ) -> list[float | None]:
-    """Each row's mean rank over the primary columns, 1 is best, ties share the mean of their ranks.
+    """Each row's mean rank over the primary columns that rank, 1 is best, ties share the mean of their ranks.
 
     Only rows with a number in every primary column that any competing row has are ranked, and only against
     one another: an average over what happens to be there would compare different things.
     """
-    primary = [(c, _competing(rows, [line[j] for line in cells])) for j, c in enumerate(columns) if c.primary]
+    primary = [(c, _competing(rows, [line[j] for line in cells])) for j, c in enumerate(columns) if c.primary and c.ranked]
     measured = [(column, means) for column, means in primary if means]
     complete = [i for i in range(len(rows)) if measured and all(i in means for _, means in measured)]
     if len(complete) < 2:

@@ -151,18 +151,21 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def _columns(records: Sequence[Record], titles: Titles, wanted: frozenset[str] | None) -> tuple[Column, ...]:
-    """Sorted by title, then as the task declares its metrics."""
-    found: dict[Name, tuple[int, str]] = {}
+    """What ranks first, then by title, then as the task declares its metrics."""
+    found: dict[Name, tuple[int, str, bool]] = {}
     for record in records:
         title = titles[record.task, record.task_id]
         summary = record.protocol.get("summary")
         for rank, (metric, info) in enumerate(record.metrics.items()):
             if rank == 0 or wanted is None or metric in wanted:
                 name = (title, record.task_id, metric, info.unit, info.direction)
-                place = (rank, summary if isinstance(summary, str) else "")
+                place = (rank, summary if isinstance(summary, str) else "", info.ranked)
                 found[name] = min(found.get(name, place), place)  # of those that records of one protocol give
-    columns = [Column(*name, rank, clean(summary) if summary else "") for name, (rank, summary) in found.items()]
-    return tuple(sorted(columns, key=lambda c: (c.title, c.task_id, c.rank, c.name)))
+    columns = [
+        Column(*name, rank, clean(summary) if summary else "", ranked)
+        for name, (rank, summary, ranked) in found.items()
+    ]
+    return tuple(sorted(columns, key=lambda c: (not c.ranked, c.title, c.task_id, c.rank, c.name)))
 
 
 def _groups(records: Sequence[Record]) -> dict[str, list[list[Record]]]:

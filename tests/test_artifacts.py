@@ -70,9 +70,12 @@ def test_planted_outliers_are_found_in_every_block(planted: int):
     assert found["p99_over_median"] > 20 * clean["p99_over_median"]
 
 
-def test_metrics_are_those_of_the_last_block():
-    found = measure(PixelVit(depth=3, planted=1))
+def test_metrics_are_those_of_the_last_block_and_a_block_shows_where_artifacts_are_born():
+    found = measure(PixelVit(depth=3, planted=1, planted_from=1))
+    assert [found[f"outlier_share/block{i}"] for i in range(3)] == [0, 1 / 16, 1 / 16]
+    found = measure(PixelVit(depth=3, planted=1, planted_from=2))
     assert [found[name] for name in Artifacts.metrics] == [found[f"{name}/block2"] for name in Artifacts.metrics]
+    assert found["outlier_share"] == 1 / 16
     assert len(found) == 3 + 9
 
 

@@ -308,6 +308,17 @@ def test_a_planted_fault_turns_the_task_check_red(tmp_path, check, old, new, mes
     red(task_checks(), check, specimen_of(tmp_path, GOOD_TASK.replace(old, new), "task"), message)
 
 
+def test_a_block_without_gradient_is_told_once(tmp_path):
+    outcomes = run_checks(specimen_of(tmp_path, GOOD_METHOD.replace("student.depth - 1", "0"), "method").entry)
+    assert [o.check for o in outcomes if not o.ok] == ["student_gradient"]
+
+
+def test_a_block_whose_gradient_is_lost_under_bf16_only_is_told(tmp_path):
+    lost = READ + "        ours = ours.detach() if torch.is_autocast_enabled('cpu') else ours\n"
+    outcomes = run_checks(specimen_of(tmp_path, GOOD_METHOD.replace(READ, lost), "method").entry)
+    assert [o.check for o in outcomes if not o.ok] == ["bf16_autocast"]
+
+
 def test_a_refusal_in_init_is_no_fault_and_is_told(tmp_path):
     refusal = INIT + '        if student.grid != teacher.grid:\n            raise ValueError("grids differ")\n'
     of = specimen_of(tmp_path, GOOD_METHOD.replace(INIT, refusal), "method")

@@ -15,6 +15,7 @@ from harness.data import Data, Source
 from harness.errors import UserError
 from harness.features import Encoder, weights_identity
 from harness.models import as_vit
+from harness.probes import score_heads, train_linear_heads
 from harness.toys import Colours, PixelVit
 from tasks.classification import RATES, Classification, feature_sets
 
@@ -99,6 +100,34 @@ def test_the_chosen_head_is_the_best_of_its_table_and_the_one_that_is_measured()
     assert found["held_out_top1"] == table[winner] == max(table.values())
     assert found["chosen_lr"] == found[f"lr/{winner}"] in RATES
     assert found["chosen_lr_at_edge"] == float(found["chosen_lr"] in (RATES[0], RATES[-1]))
+
+
+def test_heads_are_chosen_on_images_that_they_were_not_trained_on(monkeypatch: pytest.MonkeyPatch):
+    trained, judged = [], []
+
+    def train(*args, index, **options):
+        trained.append(set(index.tolist()))
+        return train_linear_heads(*args, index=index, **options)
+
+    def score(heads, rows, labels, index, device):
+        judged.append(set(index.tolist()))
+        return score_heads(heads, rows, labels, index, device)
+
+    monkeypatch.setattr("tasks.classification.train_linear_heads", train)
+    monkeypatch.setattr("tasks.classification.score_heads", score)
+    task().evaluate(seeing(), seed=0)
+    assert len(trained) == 1 and len(judged) == 4
+    for held_out in judged:
+        assert len(held_out) == 12 and not held_out & trained[0] and held_out | trained[0] == set(range(120))
+
+
+def test_a_head_that_overflows_never_wins(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.classification.RATES", (1e39, 0.01, 1e39))
+    found = task().evaluate(seeing(), seed=0)
+    assert found["chosen_lr"] == 0.01 and found["top1"] > 0.5
+    monkeypatch.setattr("tasks.classification.RATES", (1e39,))
+    with pytest.raises(UserError, match="every linear head overflowed"):
+        task().evaluate(seeing(), seed=0)
 
 
 def test_evaluations_are_reproducible_and_the_seed_counts():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -39,9 +40,31 @@ def unknown(kind: str, value: object, known: Iterable[str]) -> str:
     "no method 'singr'; did you mean 'singer'? Known: fitnet, singer"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    close = _nearest(str(value), names)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     if len(names) > 40:  # a list that nobody reads to its end
-        close = difflib.get_close_matches(str(value), names, n=8, cutoff=0.3)
-        return f"no {kind} {value!r}{hint} {len(names)} are known, the nearest: {', '.join(close) or '(none)'}"
+        far = _nearest(str(value), names, count=8, cutoff=0.3)
+        return f"no {kind} {value!r}{hint} {len(names)} are known, the nearest: {', '.join(far) or '(none)'}"
     return f"no {kind} {value!r}{hint} Known: {', '.join(names) or '(none)'}"
+
+
+def no_file(kind: str, path: Path, pattern: str = "*") -> str:
+    """The sentence for a file that does not exist: names it, the nearest one beside it, and the folder.
+
+    Args:
+        kind: what it should have been, such as "configuration file". pattern: which neighbours can be meant.
+    """
+    if not path.parent.is_dir():
+        return f"no {kind} {str(path)!r}: its folder does not exist"
+    near = [p.name for p in path.parent.glob(pattern) if p.is_file()]
+    return f"{unknown(kind, path.name, near)} (in {path.parent})"
+
+
+def _nearest(value: str, names: list[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The most similar names, however they are capitalised and with - for _: SiNGER is near singer."""
+    written = {_folded(name): name for name in names}
+    return [written[near] for near in difflib.get_close_matches(_folded(value), written, n=count, cutoff=cutoff)]
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "_")

@@ -231,8 +231,9 @@ class Job:
                 teachers = {key: self._build_teacher(run.teacher, fitted=False)}
             try:
                 self._method(run, self.student(run), teachers[key])
-            except ValueError as error:
-                mistakes.append(f"method {run.info.label!r}: {error}")
+            except (ValueError, UserError) as error:
+                reason = str(error).removeprefix(f"method {run.spec['method']!r}: ")
+                mistakes.append(f"method {run.info.label!r}: {reason}")
         if mistakes:
             raise ConfigError(mistakes)
         steps_an_epoch(len(self.source), self.experiment.training.batch_size)
@@ -497,7 +498,9 @@ class Job:
                 task=task_run.spec.title(),
                 task_kind=task_run.spec.task,
                 task_id=task_id,
-                metrics={k: MetricInfo(unit=m.unit, direction=m.direction, ranked=m.ranked) for k, m in task.metrics.items()},  # type: ignore[arg-type]
+                metrics={
+                    k: MetricInfo(unit=m.unit, direction=m.direction, ranked=m.ranked) for k, m in task.metrics.items()
+                },  # type: ignore[arg-type]
                 values=declared,
                 details={k: v for k, v in found.items() if k not in declared},
                 protocol=task.protocol(),

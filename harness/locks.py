@@ -2,55 +2,61 @@
 
 The lock is a file that appears whole, by a hard link, which is atomic on local disks and on NFS. Its owner
 touches it every `BEAT_S`. It is stale when its process is gone on this very machine, or when nobody has touched
-it for `STALE_S`; a stale lock is set aside by a rename, which only one of several waiting processes wins.
+it for `STALE_S`. Who finds it stale removes it while holding a second lock, named after the first one's nonce: of
+several who saw it stale, none can remove the lock that another has taken in the meantime.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from harness.errors import UserError
 
 BEAT_S = 20.0
 STALE_S = 300.0
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Lock:
     """A context manager; `acquire` tells whether the lock was free.
 
-    >>> lock = Lock(folder / "group.lock")
-    >>> if lock.acquire(): ...
+    >>> with Lock(folder / "group.lock") as lock:
+    ...     if lock.acquire(): ...
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.content: dict[str, Any] | None = None  # of the file while it is ours
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free or stale."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        mine = self.path.with_name(f".{self.path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-        mine.write_text(json.dumps(_me()))
-        try:
-            for _ in range(2):
-                try:
-                    os.link(mine, self.path)
-                except FileExistsError:
-                    if not self._set_aside_if_stale():
-                        return False
-                else:
-                    self._stop.clear()
-                    self._beat = threading.Thread(target=self._keep_alive, daemon=True)
-                    self._beat.start()
-                    return True
+        """Take the lock if it is free or stale. Raises UserError on a file system without hard links."""
+        if self.content is not None:
             return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**_me(), "nonce": secrets.token_hex(8)}
+        whole = self.path.with_name(f".{content['nonce']}.new")
+        whole.write_text(json.dumps(content))
+        try:
+            if not _linked(whole, self.path) and not (self._remove_stale() and _linked(whole, self.path)):
+                return False
         finally:
-            mine.unlink(missing_ok=True)
+            whole.unlink(missing_ok=True)
+        self.content = content
+        self._stop.clear()
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+        self._beat.start()
+        return True
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
@@ -58,26 +64,30 @@ class Lock:
             return
         self._stop.set()
         self._beat.join()
-        self._beat = None
-        if owner(self.path) == _me():
+        if owner(self.path) == self.content:
             self.path.unlink(missing_ok=True)
+        self.content = self._beat = None
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(BEAT_S):
+            if owner(self.path) != self.content:
+                return  # somebody judged it stale: the machine slept for minutes; results are renamed, not shared
             try:
                 os.utime(self.path)
-            except FileNotFoundError:
-                return  # somebody judged it stale: the machine slept for minutes; results are renamed, not shared
+            except OSError:
+                continue  # a server that does not answer now may do so at the next beat
 
-    def _set_aside_if_stale(self) -> bool:
+    def _remove_stale(self) -> bool:
+        """Whether the lock may be free now: it was stale, and nobody else is about to remove it."""
+        seen = owner(self.path)
         if not is_stale(self.path):
             return False
-        aside = self.path.with_name(f".{self.path.name}.stale.{os.getpid()}.{threading.get_ident()}")
-        try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
-            return True  # another process was quicker; try the link again
-        aside.unlink(missing_ok=True)
+        nonce = (seen or {}).get("nonce", "unreadable")
+        with Lock(self.path.with_name(f".{self.path.name}.{nonce}")) as removal:
+            if not removal.acquire():
+                return False
+            if owner(self.path) == seen and is_stale(self.path):
+                self.path.unlink(missing_ok=True)
         return True
 
     def __enter__(self) -> Lock:
@@ -87,35 +97,71 @@ class Lock:
         self.release()
 
 
-def _me() -> dict[str, object]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+def _linked(whole: Path, path: Path) -> bool:
+    """Whether `path` now is `whole`: False where there is such a file already."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise UserError(
+            f"the file system of {str(path.parent)!r} has no hard links, which locks need; "
+            "put the workspace on a local disk or NFS (--workspace)"
+        ) from error
+    return True
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "space": _pid_space(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _pid_space() -> str | None:
+    """Containers may share a host's name but not its process numbers."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks: a pid alone may have been given to another since."""
+    """When a process began, in the kernel's ticks, or "dead" for one that only waits for its parent.
+
+    A pid alone may have been given to another process since.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "dead" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return None
 
 
-def owner(path: Path) -> dict[str, object] | None:
-    """Who holds a lock, or None where it is free."""
+def owner(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock (host, pid, ...), or None where it is free or cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock, in words."""
+    found = owner(path)
+    return "nobody" if found is None else f"process {found.get('pid')} on {found.get('host')}"
 
 
 def is_stale(path: Path) -> bool:
     """Whether a lock's owner is gone."""
-    holder = owner(path)
+    found = owner(path) or {}
     try:
         age_s = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return False
-    if holder is not None and holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int):
-        return not _alive(int(str(holder["pid"])), holder.get("started"))
+    here = {"host": socket.gethostname(), "space": _pid_space()}
+    if here.items() <= found.items() and isinstance(found.get("pid"), int):
+        return not _alive(found["pid"], found.get("started"))
     return age_s > STALE_S
 
 

@@ -262,7 +262,9 @@ def build_teacher(
     spec: Mapping[str, Any], image_size: int, class_names: Sequence[str] = (), device: str = "cpu"
 ) -> TimmVit:
     """A frozen teacher. `classes: imagenet-1k` in the spec maps the data's class names (wnids) to its logits."""
-    model = frozen(build_model(spec, image_size)).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("teacher", 0))  # a fresh one, without weights from anywhere, is always the same
+        model = frozen(build_model(spec, image_size)).to(device)
     chosen = None
     if spec.get("classes") is not None:
         chosen = imagenet_classes(class_names, str(spec["classes"]))

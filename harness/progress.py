@@ -34,11 +34,12 @@ class Bar:
     def __enter__(self) -> Bar:
         self.begin_s = self.said_s = time.monotonic()
         self.rich = None
-        if self.console.terminal and not self.console.quiet:
+        if self.console.terminal and not self.console.quiet and self.total:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # Labels may hold [brackets], which are no markup.
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.rich = Progress(*columns, console=RichConsole(stderr=True))
             self.rich.start()
             self.task = self.rich.add_task(self.title, total=self.total, completed=self.start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal
 
 from harness.config import Experiment, MethodSpec, ModelSpec, TaskSpec, TeacherSpec
 from harness.errors import UserError
-from harness.records import RunInfo, record_path
+from harness.identity import data_identity, model_identity, teacher_identity
+from harness.records import RunInfo, has_record
 from harness.seeds import content_hash
 
 IDENTITY = 1  # raised when the harness changes what a student becomes for the same specification
@@ -100,48 +100,13 @@ class Workspace:
         return json.loads(path.read_text())["task_id"] if path.is_file() else None
 
     def has_record(self, run: Run, task: TaskRun) -> bool:
+        """Whether there is a valid record; a damaged one counts as none. A fifth of a millisecond each.
+
+        Raises:
+            RecordError: a newer version of the program wrote it.
+        """
         task_id = self.task_id(task)
-        return task_id is not None and record_path(self.records, run.id, task_id).is_file()
-
-
-def _file_hash(path: Path, cache: dict[str, str]) -> str:
-    """sha256 of a file's content: a checkpoint is known by what it holds, not by where it lies."""
-    key = str(path.resolve())
-    if key not in cache:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        cache[key] = digest.hexdigest()
-    return cache[key]
-
-
-_HASHES: dict[str, str] = {}
-
-
-def model_identity(spec: ModelSpec) -> dict[str, Any]:
-    """A model's specification with its files replaced by their content."""
-    plain = spec.model_dump(mode="json", exclude={"fit", "planted"})
-    if spec.checkpoint is not None:
-        path = Path(spec.checkpoint)
-        if not path.is_file():
-            raise UserError(f"checkpoint {spec.checkpoint!r} does not exist")
-        plain["checkpoint"] = _file_hash(path, _HASHES)
-    if spec.model is not None and spec.model.startswith("local-dir:"):
-        weights = Path(spec.model.removeprefix("local-dir:")) / "model.safetensors"
-        if not weights.is_file():
-            raise UserError(f"{spec.model!r}: there is no {str(weights)!r}; name a folder that holds an exported model")
-        plain["model"] = "local-dir:" + _file_hash(weights, _HASHES)
-    return plain
-
-
-def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
-    """All that decides a teacher's tokens, as plain values."""
-    plain = model_identity(spec)
-    plain["fit"] = spec.fit.model_dump(mode="json") if spec.fit else None
-    # A clean teacher without planting differs from one planted at size 0, whose later blocks are blind.
-    plain["planted"] = spec.planted.model_dump(mode="json") if spec.planted else None
-    return plain
+        return task_id is not None and has_record(self.records, run.id, task_id)
 
 
 def _spec(
@@ -157,7 +122,7 @@ def _spec(
         "seed": seed,
         "teacher": teacher,
         "student": model_identity(student),
-        "data": experiment.data.identity(),
+        "data": data_identity(known, experiment.data),
         "training": experiment.training.model_dump(mode="json"),
     }
 
@@ -207,7 +172,7 @@ def condition(experiment: Experiment) -> str:
             "identity": IDENTITY,
             "teacher": teacher_identity(experiment.teacher),
             "student": model_identity(experiment.student),
-            "data": experiment.data.identity(),
+            "data": data_identity(experiment.known(), experiment.data),
             "training": experiment.training.model_dump(mode="json"),
         }
     )
@@ -229,6 +194,13 @@ def student_runs(experiment: Experiment) -> list[Run]:
         names = ", ".join(run.title for run in runs if run.id in twice)
         raise UserError(f"these rows are the same run: {names}; change a hyperparameter or leave one out")
     return runs
+
+
+def fit_runs(experiment: Experiment) -> list[Run]:
+    """The trainings of teachers that come before any student's; teachers that differ in planting share one."""
+    teachers = [experiment.teacher, *(experiment.teacher_of(method) for method in experiment.methods)]
+    runs = [fit_run(experiment, teacher) for teacher in teachers if teacher.fit is not None]
+    return list({run.id: run for run in runs}.values())
 
 
 def bound_runs(experiment: Experiment) -> list[Run]:
@@ -268,7 +240,7 @@ def task_runs(experiment: Experiment) -> list[TaskRun]:
                 "task": spec.task,
                 "source": entry.source_hash,
                 "options": known.resolve("task", spec.task, spec.options),
-                "data": {k: v for k, v in data.identity().items() if k != "augment"},
+                "data": {k: v for k, v in data_identity(known, data).items() if k != "augment"},
             }
         )
         found.append(TaskRun(spec, key))

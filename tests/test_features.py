@@ -145,10 +145,14 @@ def test_the_order_of_parameters_does_not_matter_to_the_identity():
     assert weights_identity(one) == weights_identity(other)
 
 
-def test_a_damaged_file_is_made_anew(filled: Path):
+@pytest.mark.parametrize("damage", ["cut short", "empty", "of another shape"])
+def test_a_damaged_file_is_made_anew(filled: Path, damage: str):
     (path,) = filled.rglob("*.npy")
     whole = path.read_bytes()
-    path.write_bytes(whole[:-40])
+    if damage == "of another shape":
+        np.save(path, np.zeros((9, 2, 12), dtype=np.float32))
+    else:
+        path.write_bytes(whole[:-40] if damage == "cut short" else b"")
     encoder = counting(filled)
     encoder.pooled(SOURCE, VIEW)
     assert encoder.seen == 10

@@ -1,0 +1,226 @@
+"""The parts of an experiment as frozen, validated values: models, training, data, methods, tasks. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+LOCAL = "local-dir:"  # timm's prefix of a folder
+EXPORTED = ("config.json", "model.safetensors")  # what the folder of an exported model holds
+
+
+class Strict(BaseModel):
+    """A value: frozen, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _as_float(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; a number that looks like one is taken as one."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value.strip()):
+        return float(value)
+    return value
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As its own YAML and JSON would give it back: what is hashed is what is meant."""
+    try:
+        return json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"holds more than finite numbers, text, lists and mappings: {error}") from None
+
+
+def _is_file_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w .+=,@-]*", value):
+        raise ValueError(
+            f"must be able to name a folder, not {value!r}: begin with a letter or digit; of signs, only . _ - + = , @"
+        )
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_as_float)]
+Positive = Annotated[float, BeforeValidator(_as_float), Field(gt=0)]
+NotNegative = Annotated[float, BeforeValidator(_as_float), Field(ge=0)]
+Share = Annotated[float, BeforeValidator(_as_float), Field(ge=0, le=1)]
+Range = Annotated[tuple[Real, Real], BeforeValidator(as_tuple)]
+Beta = Annotated[float, BeforeValidator(_as_float), Field(ge=0, lt=1)]
+FileName = Annotated[str, AfterValidator(_is_file_name)]
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class ModelSpec(Strict):
+    """A timm model: by name, from the hub or a file, or fresh with its own measures."""
+
+    model: str | None = None  # timm name, or local-dir:FOLDER
+    pretrained: bool = False  # weights from the hub
+    checkpoint: str | None = None  # .safetensors, or .pth with a state_dict
+    width: Annotated[int, Field(gt=0)] | None = None
+    depth: Annotated[int, Field(gt=0)] | None = None
+    heads: Annotated[int, Field(gt=0)] | None = None
+    patch: Annotated[int, Field(gt=0)] | None = None
+    image_size: Annotated[int, Field(gt=0)] | None = None  # pixels; None: data.image_size
+    options: Options = Field(default_factory=dict)  # further arguments of the timm model
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelSpec:
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError("pretrained and checkpoint exclude each other; keep the one that is meant")
+        return self
+
+    def exported(self) -> Path | None:
+        """The folder of an exported model that `model` names, or None."""
+        return Path(self.model.removeprefix(LOCAL)) if self.model is not None and self.model.startswith(LOCAL) else None
+
+    def title(self) -> str:
+        """What the model is called in a table."""
+        if self.model is not None:
+            folder = self.exported()
+            name = self.model if folder is None else folder.resolve().name  # no path of a machine
+            changed = {k: v for k in ("width", "depth", "heads", "patch") if (v := getattr(self, k)) is not None}
+            return name + "".join(f" {k}={v}" for k, v in changed.items())
+        return f"ViT {self.width or 192}x{self.depth or 12}"
+
+
+class Training(Strict):
+    """How every student is trained. All of it is part of a run's identity."""
+
+    epochs: Positive | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None  # instead of epochs
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.999)
+    momentum: Share = 0.9  # SGD only
+    weight_decay: NotNegative = 1e-4
+    warmup_epochs: NotNegative = 0.0
+    min_lr_share: Share = 1e-4  # the cosine ends at this share of lr
+    clip_grad: Positive | None = None  # norm over student and method together
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _a_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give either epochs or steps; {'neither is' if self.steps is None else 'both are'} given")
+        return self
+
+
+class Fit(Strict):
+    """A teacher that is trained here first, on the experiment's data, and kept."""
+
+    method: str = "none"
+    seed: int = 0
+    training: Training
+
+
+class Planted(Strict):
+    """High-norm tokens of known place, direction and size put onto the teacher: `harness.planting`."""
+
+    layer: int  # the block after which they appear; later blocks are blind to them
+    size: NotNegative  # norm, in multiples of the layer's median patch norm; 0 gives the clean teacher
+    share: Share = 0.03  # of the patches
+
+
+class TeacherSpec(ModelSpec):
+    """The teacher of a run, with what is done to it."""
+
+    classes: Literal["imagenet-1k"] | None = None  # map the data's wnids to the teacher's logits
+    fit: Fit | None = None
+    planted: Planted | None = None
+
+    @model_validator(mode="after")
+    def _fit_needs_fresh(self) -> TeacherSpec:
+        if self.fit is not None and (self.pretrained or self.checkpoint is not None):
+            raise ValueError("fit trains a fresh teacher; leave out pretrained and checkpoint")
+        return self
+
+
+class AugmentSpec(Strict):
+    """Random resized crop and flip of the training images."""
+
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    flip: Share = 0.5
+
+    @model_validator(mode="after")
+    def _ranges_go_up(self) -> AugmentSpec:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must go up from more than 0, such as [0.5, 1.0], not [{low:g}, {high:g}]")
+        return self
+
+
+class DataSpec(Strict):
+    """What is distilled on, and what tasks read unless they name their own: `harness.data.Data`."""
+
+    source: str = "scenes"
+    name: str | None = None  # in records; None: the root's last part, or the source
+    root: str | None = None
+    train: str = "train"
+    test: str = "test"
+    image_size: Annotated[int, Field(gt=0)] = 64
+    limit: Annotated[int, Field(gt=0)] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    resize: Literal["crop", "squash"] = "crop"
+    crop_share: Annotated[float, BeforeValidator(_as_float), Field(gt=0, le=1)] = 1.0
+    augment: AugmentSpec | None = AugmentSpec()
+
+    def title(self) -> str:
+        return self.name or (Path(self.root).resolve().name if self.root else self.source)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is read; no path of a machine."""
+        return {**self.model_dump(mode="json", exclude={"root", "name", "on_bad_image"}), "name": self.title()}
+
+
+class MethodSpec(Strict):
+    """One row of the table: a method, its hyperparameters, and, for controls, another teacher."""
+
+    method: str
+    label: str | None = None
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    teacher: dict[str, Any] = Field(default_factory=dict)  # changes to the experiment's teacher
+
+    def title(self) -> str:
+        return self.label or self.method
+
+
+class TaskSpec(Strict):
+    """One task; `data` stands in for the experiment's data, `label` names the column."""
+
+    task: str
+    label: str | None = None
+    data: DataSpec | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def title(self) -> str:
+        return self.label or self.task
+
+
+class Runtime(Strict):
+    """How, where and how safely it runs. None of it changes a result, so none is part of an identity."""
+
+    device: str = "auto"
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    max_group: Annotated[int, Field(gt=0)] = 8  # students that share one teacher pass
+    checkpoint_steps: Annotated[int, Field(gt=0)] = 500
+    checkpoint_minutes: Positive = 10.0
+    log_steps: Annotated[int, Field(gt=0)] = 20
+    batch_size: Annotated[int, Field(gt=0)] = 128  # of evaluation passes
+
+
+def _named(key: str):
+    return BeforeValidator(lambda v: {key: v} if isinstance(v, str) else v)
+
+
+MethodItem = Annotated[MethodSpec, _named("method")]
+TaskItem = Annotated[TaskSpec, _named("task")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +14,13 @@ from harness.errors import UserError, unknown
 
 app = typer.Typer(
     name="singer-bench",
-    help="Compare methods of distilling a large Vision Transformer into a small one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Config = Annotated[Path, typer.Argument(help="An experiment in YAML.", show_default=False)]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment in YAML.", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated.")
 ]
@@ -27,16 +28,22 @@ Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A file with methods or tasks; may be repeated.")
 ]
 WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="Where results are kept. Default: workspace/NAME of the experiment.")
+    Path | None,
+    typer.Option(
+        "--workspace", metavar="DIR", help="Where results are kept. Default: workspace/NAME of the experiment."
+    ),
 ]
-WorkspaceArgument = Annotated[Path, typer.Argument(help="A folder of results.", show_default=False)]
+WorkspaceArgument = Annotated[
+    Path, typer.Argument(metavar="WORKSPACE", help="A folder of results.", show_default=False)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="singer-bench")
+        sys.stdout.flush()
         if isinstance(code, int) and code:  # click gives typer.Exit's code back instead of raising it
             raise SystemExit(code)
     except UserError as error:
@@ -46,8 +53,11 @@ def main() -> None:
         raise SystemExit(done.exit_code) from None
     except typer.Abort:
         raise SystemExit(130) from None
+    except SystemExit as done:  # click itself makes 1 of a broken pipe
+        raise SystemExit(0 if isinstance(done.__context__, BrokenPipeError) else done.code) from None
     except BrokenPipeError:
-        sys.stderr.close()  # `singer-bench list | head` is no mistake
+        # `singer-bench list methods | head` is no mistake; nor may Python complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
         show = getattr(error, "show", None)  # typer's own: a wrong option or argument
@@ -55,6 +65,23 @@ def main() -> None:
             raise
         show()
         raise SystemExit(2) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from harness import __version__
+
+        print(f"singer-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compare methods of distilling a large Vision Transformer into a small one."""
 
 
 def _experiment(config: Path, settings: list[str] | None, plugins: list[Path] | None):
@@ -78,7 +105,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Train failed runs again.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train and evaluate whatever is pending, here; print the table."""
+    """Train and evaluate what is pending, here."""
     experiment = _experiment(config, settings, plugin)
     _run(experiment, _workspace(experiment, workspace), retry_failed, quiet)
 
@@ -86,15 +113,14 @@ def run(
 def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> None:
     from harness.progress import Console
     from harness.results import leaderboard, remember
-    from harness.runs import pending, student_runs
+    from harness.runs import fit_runs, pending, student_runs
 
     console = Console(quiet)
     runs = student_runs(experiment)
     remember(experiment, workspace)
     if retry_failed:
-        for one in runs:
+        for one in fit_runs(experiment) + runs:
             (workspace.failures / f"{one.id}.json").unlink(missing_ok=True)
-    failed = {one.title: f for one in runs if (f := workspace.failure(one.id)) is not None}
     if pending(experiment, workspace):
         from harness.job import Interrupted, Job
 
@@ -103,22 +129,21 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
         except Interrupted as signal:
             console.say(f"stopped by {signal}; everything is saved, the same command goes on")
             raise typer.Exit(130) from None
-        failed = outcome.failed
-        console.say(f"{len(outcome.trained)} students trained, {outcome.evaluated} evaluations")
+        console.say(f"students trained: {len(outcome.trained)}; evaluations: {outcome.evaluated}")
     else:
         console.say("nothing is pending: every student is trained and evaluated")
-    print(leaderboard(experiment, workspace))
+    print(leaderboard(experiment, workspace), end="", flush=True)
+    failed = {one.title: why for one in runs if (why := workspace.failure(one.id)) is not None}
     for title, why in failed.items():
-        reason = why if isinstance(why, str) else f"{why['reason']} (step {why['step']})"
-        print(f"failed: {title}: {reason}", file=sys.stderr)
+        print(f"failed: {title} at step {why['step']}: {why['reason']}", file=sys.stderr)
     if failed:
-        print("train them again with --retry-failed", file=sys.stderr)
+        print("the same command with --retry-failed trains failed ones again", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @app.command()
 def demo(workspace: WorkspaceOption = None, settings: Settings = None, quiet: Quiet = False) -> None:
-    """The whole job on embedded data: some minutes on two cores."""
+    """The whole job on embedded data, in minutes."""
     from harness.results import shipped
 
     experiment = _experiment(shipped("demo.yaml"), settings, None)
@@ -127,7 +152,7 @@ def demo(workspace: WorkspaceOption = None, settings: Settings = None, quiet: Qu
 
 @app.command()
 def plan(config: Config, settings: Settings = None, workspace: WorkspaceOption = None, plugin: Plugins = None) -> None:
-    """What would run, in which groups, at what cost; what is done."""
+    """What would run, in which groups; what is done."""
     from harness.results import plan as described
 
     experiment = _experiment(config, settings, plugin)
@@ -136,7 +161,7 @@ def plan(config: Config, settings: Settings = None, workspace: WorkspaceOption =
 
 @app.command()
 def status(workspace: WorkspaceArgument) -> None:
-    """Done, running, failed (why), pending."""
+    """What is done, running, pending; what failed, why."""
     from harness.results import status as described
     from harness.runs import Workspace
 
@@ -151,9 +176,11 @@ def table(
     format: Annotated[str, typer.Option(help="markdown, latex, csv, json or plain.")] = "markdown",
     metrics: Annotated[str, typer.Option(help="primary, all, or names with commas between.")] = "primary",
     costs: Annotated[bool, typer.Option(help="Time, memory and parameters too.")] = True,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file instead of the screen.")
+    ] = None,
 ) -> None:
-    """The leaderboard of everything measured in a workspace."""
+    """The leaderboard of a workspace."""
     from harness.records import write_atomic
     from leaderboard.render import FORMATS, render
     from leaderboard.write import load
@@ -165,32 +192,38 @@ def table(
     chosen: Any = metrics if metrics in ("primary", "all") else [m.strip() for m in metrics.split(",")]
     text = render(load(workspace, metrics=chosen, costs=costs), format)
     if output is None:
-        print(text)
-    else:
+        print(text, end="")
+        return
+    try:
         write_atomic(output, text)
+    except OSError as error:
+        raise UserError(f"cannot write {str(output)!r}: {error.strerror}") from error
 
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, tasks or sources.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="methods, tasks or sources.")],
     verbose: Annotated[bool, typer.Option(help="Hyperparameters with their defaults too.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """What can be named in a configuration."""
     from harness.results import listing
 
-    print(listing(kind, verbose, [str(p) for p in plugin or ()]))
+    # Where it is no terminal, such as in a pipe, the width is 120, unless COLUMNS says otherwise.
+    print(listing(kind, verbose, [str(p) for p in plugin or ()], shutil.get_terminal_size((120, 24)).columns))
 
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="A registered method or task, or a file of your own.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A registered method or task, or a file of your own.")
+    ],
     plugin: Plugins = None,
 ) -> None:
-    """The contract tests on one method, task, or file."""
+    """The contract tests on a method, task or file."""
     from harness.results import check as checked
 
-    lines, good = checked(method, [str(p) for p in plugin or ()])
+    lines, good = checked(name, [str(p) for p in plugin or ()])
     print("\n".join(lines))
     if not good:
         raise typer.Exit(1)
@@ -198,10 +231,10 @@ def check(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="WORKSPACE/students/ID, or the folder of any student.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to make.")],
+    run: Annotated[str, typer.Argument(metavar="STUDENT", help="WORKSPACE/students/ID, or the folder of any student.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to make.")],
 ) -> None:
-    """A student as a folder that timm loads: config.json and model.safetensors."""
+    """A student as a folder that timm loads."""
     from harness.results import export as exported
 
     print(exported(Path(run), output))

@@ -210,6 +210,6 @@ def _missing_files(place: str, spec: ModelSpec | None) -> Iterator[str]:
     if spec.checkpoint is not None and not Path(spec.checkpoint).is_file():
         yield f"{place}.checkpoint: {no_file('file', Path(spec.checkpoint))}"
     folder = spec.exported()
-    for name in EXPORTED if folder is not None else ():
-        if not (folder / name).is_file():
-            yield f"{place}.model: {no_file('file', folder / name)}; name an exported model's folder"
+    if folder is not None:
+        absent = [folder / name for name in EXPORTED if not (folder / name).is_file()]
+        yield from (f"{place}.model: {no_file('file', path)}; name an exported model's folder" for path in absent)

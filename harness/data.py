@@ -334,6 +334,6 @@ def batches(
             raise UserError(f"not one image of a batch can be read; {broken[0]}")
         images, labels, index = tensors
         images = images.to(device, non_blocking=True).float().div_(255)
-        labels = labels.to(device, non_blocking=True)
+        labels = None if (labels < 0).any() else labels.to(device, non_blocking=True)
         batch = Batch(images, labels, index, progress=number / steps)
         yield batch, len(broken)

@@ -29,7 +29,7 @@ from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Augment, Data, Source, batch_indices, batches, steps_an_epoch
 from harness.errors import ConfigError, UserError
 from harness.features import Encoder, weights_identity
-from harness.locks import Lock, owner
+from harness.locks import Lock, holder
 from harness.planting import plant
 from harness.progress import Console
 from harness.records import Cost, MetricInfo, Record, has_record, write_atomic, write_record
@@ -271,7 +271,7 @@ class Job:
                     busy = True
                     if group.id not in self._said:
                         self._said.add(group.id)
-                        self.console.say(f"waiting for {owner(path)} which trains {_names(group.runs)}")
+                        self.console.say(f"waiting for {holder(path)}, which trains {_names(group.runs)}")
                     continue
                 # Somebody may have finished it between the plan and the lock.
                 left = tuple(r for r in group.runs if not self.workspace.is_trained(r))

@@ -15,6 +15,7 @@ from typing import Any, cast
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import load_state_dict
 from timm.models._hub import save_for_hf
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -225,17 +226,32 @@ def build_model(spec: Mapping[str, Any], image_size: int, num_classes: int | Non
                 f"checkpoint {str(path)!r} does not exist"
                 f"{_nearest_file(path)} Name a .safetensors file, or a .pth that holds a state_dict"
             )
-        args["pretrained_cfg_overlay"] = {"file": str(path)}
     load = checkpoint is not None or bool(spec.get("pretrained")) or name.startswith("local-dir:")
     try:
+        if checkpoint is not None:
+            return _from_file(name, args, checkpoint)
         return timm.create_model(name, pretrained=load, **args)
     except Exception as error:
         raise _explained(error, name, args, checkpoint, load) from error
 
 
+def _from_file(name: str, args: dict[str, Any], checkpoint: str) -> nn.Module:
+    """Weights from a local file, every one of them: timm itself stops looking for missing ones as soon as the
+    number of classes differs from the published model's, and leaves the head as it was initialised.
+    """
+    head = load_state_dict(checkpoint, weights_only=True).get("head.weight")
+    held = 0 if head is None else len(head)
+    wanted = args.get("num_classes", held)
+    overlay = {"file": checkpoint, "num_classes": held}
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**args, "num_classes": held})
+    if wanted != held:
+        cast(Any, model).reset_classifier(wanted)
+    return model
+
+
 def _explained(error: Exception, name: str, args: dict[str, Any], checkpoint: str | None, load: bool) -> UserError:
     reason = " ".join(str(error).split()[:60]) or type(error).__name__
-    if "weights_only" in reason:
+    if "weights_only" in reason or "Unsupported operand" in reason:
         reason = "it is not a file of tensors (pickled code is never run); save a state_dict or use safetensors"
     if checkpoint is not None:
         return UserError(f"checkpoint {checkpoint!r} does not load into {name!r} ({_plain(args)}): {reason}")

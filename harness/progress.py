@@ -38,8 +38,8 @@ class Bar:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            # Labels may hold [brackets], which are no markup.
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            title = TextColumn("{task.description}", markup=False)  # a label may hold [brackets]
+            columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.rich = Progress(*columns, console=RichConsole(stderr=True))
             self.rich.start()
             self.task = self.rich.add_task(self.title, total=self.total, completed=self.start)
@@ -55,7 +55,7 @@ class Bar:
         self.said_s = now_s
         rate = max(step - self.start, 1) / max(now_s - self.begin_s, 1e-9)
         left_s = (self.total - step) / rate
-        self.console.say(f"{self.title}: {step}/{self.total}, {rate:.2f} steps/s, {left_s / 60:.1f} min left")
+        self.console.say(f"{self.title}: {step}/{self.total}, {rate:.3g}/s, {left_s / 60:.1f} min left")
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.rich is not None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from tabulate import tabulate
 
-from harness.catalogue import catalogue
+from harness.catalogue import Catalogue, Entry, catalogue
 from harness.config import Experiment, parse
 from harness.errors import UserError, unknown
 from harness.locks import is_stale
 from harness.records import read_records, write_atomic
-from harness.runs import Run, Workspace, bound_runs, groups, student_runs, task_runs
+from harness.runs import Group, Run, TaskRun, Workspace, bound_runs, fit_runs, groups, student_runs, task_runs
+from harness.specs import EXPORTED, LOCAL, Training
+from harness.yaml_files import read_yaml
+
+RETRY = "  `singer-bench run CONFIG --retry-failed` trains failed ones again"
 
 
 def shipped(name: str) -> Path:
@@ -31,16 +35,19 @@ def remember(experiment: Experiment, workspace: Workspace) -> None:
     """Keep the experiment in its workspace, so that `status` knows what is pending. Paths become absolute."""
     plain = experiment.model_dump(mode="json")
     plain["plugins"] = [str(Path(p).resolve()) for p in experiment.plugins]
-    places = [plain["teacher"], plain["student"]]
-    places += [t["data"] for t in plain["tasks"] if t["data"]] + [plain["data"]]
+    places = [plain["teacher"], plain["student"], plain["data"]]
+    places += [method["teacher"] for method in plain["methods"]]
+    places += [task["data"] for task in plain["tasks"] if task["data"]]
     for place in places:
         for key in ("checkpoint", "root"):
             if place.get(key) is not None:
                 place[key] = str(Path(place[key]).resolve())
+        if str(place.get("model")).startswith(LOCAL):
+            place["model"] = LOCAL + str(Path(place["model"].removeprefix(LOCAL)).resolve())
     try:
         write_atomic(workspace.root / "experiments" / f"{experiment.name}.yaml", yaml.safe_dump(plain, sort_keys=False))
     except OSError as error:
-        raise UserError(f"cannot write into the workspace {str(workspace.root)!r}: {error}") from error
+        raise UserError(f"cannot write into the workspace {str(workspace.root)!r}: {error.strerror}") from error
 
 
 def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
@@ -49,19 +56,135 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
     from leaderboard.table import rows_and_columns
 
     runs = {run.id: run for run in bound_runs(experiment) + student_runs(experiment)}
-    columns = {workspace.task_id(task) for task in task_runs(experiment)}
+    columns = {workspace.task_id(task): task.spec.title() for task in task_runs(experiment)}
     records, problems = read_records(workspace.records)
-    # A row is called what the experiment calls it now, not what it was called when it was measured.
+    # Rows and columns are called what the experiment calls them now, not what they were called when measured.
     mine = [
-        r.model_copy(update={"run": runs[r.run.id].info}) for r in records if r.run.id in runs and r.task_id in columns
+        r.model_copy(update={"run": runs[r.run.id].info, "task": columns[r.task_id]})
+        for r in records
+        if r.run.id in runs and r.task_id in columns
     ]
     if not mine:
-        return "no results yet"
+        return "no results yet\n"
     whole = rows_and_columns(mine, metrics="all", costs=True, problems=problems)
     for format, suffix in (("markdown", "md"), ("csv", "csv")):
         write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
     short = render(rows_and_columns(mine, problems=problems), "markdown")
     return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}"
+
+
+def _held(workspace: Workspace, name: str) -> bool:
+    """Whether a living process holds one of the workspace's locks."""
+    lock = workspace.locks / f"{name}.lock"
+    return lock.is_file() and not is_stale(lock)
+
+
+def _running(workspace: Workspace) -> set[str]:
+    """Runs whose group is held by a living process."""
+    found: set[str] = set()
+    for path in workspace.groups.glob("*/group.json"):
+        if _held(workspace, f"train-{path.parent.name}"):
+            found |= set(json.loads(path.read_text())["runs"])
+    return found
+
+
+def _length(training: Training) -> str:
+    return f"{training.steps} steps" if training.steps else f"{training.epochs:g} epochs"
+
+
+def _evaluations(runs: Sequence[Run], tasks: Sequence[TaskRun], workspace: Workspace) -> str:
+    done = sum(workspace.has_record(run, task) for run in runs for task in tasks)
+    return f"{done} of {len(runs) * len(tasks)}"
+
+
+def _failures(runs: Sequence[Run], workspace: Workspace) -> list[str]:
+    found = [(run, workspace.failure(run.id)) for run in runs]
+    return [f"  failed: {run.title} at step {why['step']}: {why['reason']}" for run, why in found if why is not None]
+
+
+def plan(experiment: Experiment, workspace: Workspace) -> str:
+    """What would run and what is done, in words."""
+    runs, bounds, tasks = student_runs(experiment), bound_runs(experiment), task_runs(experiment)
+    fits = fit_runs(experiment)
+    found = groups(runs, workspace, experiment.runtime.max_group)
+    length = _length(experiment.training)
+    lines = [
+        f"{experiment.name}: {_count(len(runs), 'student')} ({_count(len(experiment.methods), 'row')} x "
+        f"{_count(len(experiment.seeds), 'seed')}), {length} each, batch {experiment.training.batch_size}",
+        f"workspace: {workspace.root}{'' if workspace.root.is_dir() else ' (new)'}",
+        f"trained: {sum(workspace.is_trained(run) for run in runs)} of {len(runs)}",
+    ]
+    for fit in fits:
+        if not workspace.is_trained(fit) and workspace.failure(fit.id) is None:
+            training = Training.model_validate(fit.spec["training"])
+            lines.append(f"  train the teacher first: {fit.student.title()}, {_length(training)}")
+    for group in found:
+        seed, labels = group.runs[0].info.seed, [run.info.label for run in group.runs]
+        lines.append(f"  train {'together' if len(labels) > 1 else 'alone'}, seed {seed}: {', '.join(labels)}")
+    left = sum(len(group.runs) for group in found)
+    if left > len(found):
+        lines.append(f"teacher passes: {len(found)} x {length}; one student at a time would take {left} x {length}")
+    lines += _estimate(found, runs, workspace)
+    if tasks:
+        titles = ", ".join(task.spec.title() for task in tasks)
+        lines.append(f"evaluated: {_evaluations(bounds + runs, tasks, workspace)} ({titles})")
+    failures = _failures(fits + runs, workspace)
+    return "\n".join(lines + failures + [RETRY] * bool(failures))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _estimate(found: Sequence[Group], runs: Sequence[Run], workspace: Workspace) -> list[str]:
+    """A line with the minutes that runs of the same rows took in this workspace; none where one has not run."""
+    own: dict[str, list[float]] = {}
+    teacher: list[float] = []
+    for run in runs:
+        path = workspace.student(run.id) / "run.yaml"
+        if path.is_file():
+            cost = yaml.safe_load(path.read_text())["cost"]
+            own.setdefault(run.info.label, []).append(cost["own_s"])
+            teacher.append(cost["teacher_s"])
+    waiting = [run.info.label for group in found for run in group.runs]
+    if not waiting or any(label not in own for label in waiting):
+        return []
+    seconds = len(found) * sum(teacher) / len(teacher) + sum(sum(own[i]) / len(own[i]) for i in waiting)
+    return [f"about {max(1, round(seconds / 60))} min of training, from what runs of the same rows took here"]
+
+
+def status(workspace: Workspace) -> str:
+    """Every experiment of a workspace: how many runs are in which state, and why the failed ones failed."""
+    paths = sorted((workspace.root / "experiments").glob("*.yaml"))
+    if not paths:
+        where = str(workspace.root)
+        raise UserError(
+            f"{where!r} holds no experiment; `singer-bench run CONFIG --workspace {shlex.quote(where)}` starts one"
+        )
+    running = _running(workspace)
+    lines: list[str] = []
+    for path in paths:
+        try:
+            lines += _status_of(parse(read_yaml(path), str(path)), workspace, running)
+        except UserError as error:  # such as a plugin that was moved: the others can be told of all the same
+            lines.append(f"{path.stem}: cannot be shown: {error}")
+    return "\n".join(lines)
+
+
+def _status_of(experiment: Experiment, workspace: Workspace, running: set[str]) -> list[str]:
+    runs, tasks, fits = student_runs(experiment), task_runs(experiment), fit_runs(experiment)
+    everyone = bound_runs(experiment) + runs
+    states = {run.id: _state(run, workspace, running) for run in fits + runs}
+    count = Counter(states[run.id] for run in runs)
+    said = ", ".join(f"{count[state]} {state}" for state in ("trained", "running", "pending", "failed"))
+    evaluated = f"; evaluated: {_evaluations(everyone, tasks, workspace)}" if tasks else ""
+    lines = [f"{experiment.name}: students: {said}{evaluated}"]
+    for run in fits + runs:
+        if states[run.id] == "running":
+            lines.append(f"  running: {run.title}{_last_step(workspace, run)}")
+    lines += [f"  evaluating: {run.title}" for run in everyone if _held(workspace, f"evaluate-{run.id}")]
+    failures = _failures(fits + runs, workspace)
+    return lines + failures + [RETRY] * bool(failures)
 
 
 def _state(run: Run, workspace: Workspace, running: set[str]) -> str:
@@ -72,112 +195,52 @@ def _state(run: Run, workspace: Workspace, running: set[str]) -> str:
     return "running" if run.id in running else "pending"
 
 
-def _running(workspace: Workspace) -> set[str]:
-    """Runs whose group is held by a living process."""
-    found: set[str] = set()
-    for path in workspace.groups.glob("*/group.json"):
-        lock = workspace.locks / f"train-{path.parent.name}.lock"
-        if lock.is_file() and not is_stale(lock):
-            found |= set(json.loads(path.read_text())["runs"])
-    return found
-
-
-def plan(experiment: Experiment, workspace: Workspace) -> str:
-    """What would run and what is done, in words."""
-    runs, bounds, tasks = student_runs(experiment), bound_runs(experiment), task_runs(experiment)
-    found = groups(runs, workspace, experiment.runtime.max_group)
-    training = experiment.training
-    length = f"{training.steps} steps" if training.steps else f"{training.epochs:g} epochs"
-    trained = sum(workspace.is_trained(run) for run in runs)
-    lines = [
-        f"{experiment.name}: {len(runs)} students ({len(experiment.methods)} methods x {len(experiment.seeds)} seeds), "
-        f"{length} each, batch {training.batch_size}; workspace {workspace.root}",
-        f"trained: {trained} of {len(runs)}",
-    ]
-    for group in found:
-        names = ", ".join(run.info.label for run in group.runs)
-        lines.append(f"  train together, seed {group.runs[0].info.seed}: {names}")
-    left = sum(len(group.runs) for group in found)
-    if left:
-        lines.append(f"teacher passes: {len(found)} x {length}, instead of {left} x {length} one student at a time")
-        lines.append(_estimate(found, runs, workspace))
-    everyone = bounds + runs
-    done = sum(workspace.has_record(run, task) for run in everyone for task in tasks)
-    lines.append(f"evaluated: {done} of {len(everyone) * len(tasks)} ({', '.join(t.spec.title() for t in tasks)})")
-    failed = [run for run in runs if workspace.failure(run.id) is not None]
-    lines += [f"failed: {run.title}: {(workspace.failure(run.id) or {})['reason']}" for run in failed]
-    return "\n".join(line for line in lines if line)
-
-
-def _estimate(found: Sequence[Any], runs: Sequence[Run], workspace: Workspace) -> str:
-    """Minutes, from what runs of the same shape took in this workspace; nothing where there are none."""
-    own: dict[str, list[float]] = {}
-    teacher: list[float] = []
-    for run in runs:
-        path = workspace.student(run.id) / "run.yaml"
-        if path.is_file():
-            cost = yaml.safe_load(path.read_text())["cost"]
-            own.setdefault(run.info.label, []).append(cost["own_s"])
-            teacher.append(cost["teacher_s"])
-    waiting = [run.info.label for group in found for run in group.runs]
-    if not teacher or any(label not in own for label in waiting):
-        return ""
-    seconds = len(found) * sum(teacher) / len(teacher) + sum(sum(own[i]) / len(own[i]) for i in waiting)
-    return f"about {seconds / 60:.0f} min of training, from what runs of the same rows took here"
-
-
-def status(workspace: Workspace) -> str:
-    """Every experiment of a workspace: how many runs are in which state, and why the failed ones failed."""
-    paths = sorted((workspace.root / "experiments").glob("*.yaml"))
-    if not paths:
-        raise UserError(
-            f"{str(workspace.root)!r} holds no experiment; `singer-bench run CONFIG --workspace` starts one"
-        )
-    lines: list[str] = []
-    running = _running(workspace)
-    for path in paths:
-        experiment = parse(yaml.safe_load(path.read_text()), str(path))
-        runs, tasks = student_runs(experiment), task_runs(experiment)
-        everyone = bound_runs(experiment) + runs
-        states = {run.id: _state(run, workspace, running) for run in runs}
-        count = Counter(states.values())
-        done = sum(workspace.has_record(run, task) for run in everyone for task in tasks)
-        said = ", ".join(f"{count[s]} {s}" for s in ("trained", "running", "pending", "failed"))
-        lines.append(f"{experiment.name}: {said}; {done} of {len(everyone) * len(tasks)} evaluations done")
-        for run in runs:
-            failure = workspace.failure(run.id)
-            if failure is not None:
-                lines.append(f"  failed: {run.title} at step {failure['step']}: {failure['reason']}")
-            elif states[run.id] == "running":
-                lines.append(f"  running: {run.title}{_last_step(workspace, run)}")
-    return "\n".join(lines)
-
-
 def _last_step(workspace: Workspace, run: Run) -> str:
     path = workspace.partial(run.id) / "train.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return f", step {json.loads(lines[-1])['step']}" if lines else ""
 
 
-def listing(kind: str, verbose: bool, plugins: Sequence[str]) -> str:
-    """What is registered, as a table; with `verbose` each one's parameters and defaults."""
+def listing(kind: str, verbose: bool, plugins: Sequence[str], width: int = 120) -> str:
+    """What is registered, as a table at most `width` characters wide; `verbose`: parameters and defaults too."""
     known = catalogue(plugins)
     kinds = {"methods": known.methods, "tasks": known.tasks, "sources": known.sources}
     if kind not in kinds:
         raise UserError(unknown("kind", kind, kinds))
-    entries = sorted(kinds[kind].values(), key=lambda e: (e.family or "", e.name))
+    entries = sorted(kinds[kind].values(), key=lambda e: (e.family, e.preset_of or e.name, e.preset_of or "", e.name))
     if kind == "methods":
-        rows = [[e.name, e.family, e.cite, e.summary] for e in entries]
-        text = tabulate(rows, ["method", "family", "source", "what it does"], maxcolwidths=[None, None, 36, 60])
+        header = ["method", "family", "source", "what it does"]
+        rows = [[e.name, e.family, e.cite, _summary(e, known)] for e in entries]
     else:
-        text = tabulate([[e.name, e.summary] for e in entries], [kind[:-1], "what it does"], maxcolwidths=[None, 90])
+        header, rows = [kind[:-1], "what it does"], [[e.name, e.summary] for e in entries]
+    text = tabulate(rows, header, maxcolwidths=_widths(rows, header, width))
     if not verbose:
         return text
     parts = [text]
     for entry in entries:
         parameters = [f"  {k}: {p.annotation} = {p.default!r}" for k, p in entry.hyperparameters.items()]
-        parts.append("\n".join([f"\n{entry.name}  ({entry.module})", *(parameters or ["  (nothing to set)"])]))
+        comments = [f"  # {p.comment}" if p.comment else "" for p in entry.hyperparameters.values()]
+        said = [line + comment for line, comment in zip(parameters, comments, strict=True)]
+        parts.append("\n".join([f"\n{entry.name}  ({entry.module or entry.path})", *(said or ["  (nothing to set)"])]))
     return "\n".join(parts)
+
+
+def _summary(entry: Entry, known: Catalogue) -> str:
+    """What it does; of a preset, how it differs from its method."""
+    if entry.preset_of is None:
+        return entry.summary
+    values = known.methods[entry.preset_of].presets[entry.name]
+    return f"{entry.preset_of} with {', '.join(f'{key}={value}' for key, value in values.items())}"
+
+
+def _widths(rows: Sequence[Sequence[str]], header: Sequence[str], width: int) -> list[int]:
+    """Names in full, a third of what they leave for sources, the rest for the last column; 24 is the least."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    free = width - 2 * (len(header) - 1) - sum(widths[:-1][:2])
+    if len(header) > 2:
+        widths[2] = min(widths[2], max(24, free // 3))
+        free -= widths[2]
+    return [*widths[:-1], max(24, free)]
 
 
 def check(name: str, plugins: Sequence[str]) -> tuple[list[str], bool]:
@@ -186,7 +249,9 @@ def check(name: str, plugins: Sequence[str]) -> tuple[list[str], bool]:
     is_file = file.suffix == ".py"
     known = catalogue([*plugins, *([name] if is_file else [])])
     if is_file:
-        mine = [e for e in (*known.methods.values(), *known.tasks.values()) if Path(e.path) == file.resolve()]
+        mine = [e for e in known.of_file(file) if e.kind != "source"]
+        if not mine:
+            raise UserError(f"{name} defines no method and no task, and a source has no checks")
     else:
         everything = {**known.tasks, **known.methods}
         if name not in everything:
@@ -210,14 +275,18 @@ def check(name: str, plugins: Sequence[str]) -> tuple[list[str], bool]:
 
 def export(student: Path, output: Path) -> str:
     """Copy what timm needs of a student into a new folder."""
-    files = ["config.json", "model.safetensors"]
-    missing = [f for f in files if not (student / f).is_file()]
+    missing = [name for name in EXPORTED if not (student / name).is_file()]
     if missing:
-        raise UserError(f"{str(student)!r} is not a student's folder: {', '.join(missing)} missing")
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{str(output)!r} exists and is not empty; name a new folder")
-    output.mkdir(parents=True, exist_ok=True)
-    for file in [*files, "run.yaml"]:
-        if (student / file).is_file():
-            shutil.copy2(student / file, output / file)
-    return f'{output}: timm.create_model("local-dir:{output}", pretrained=True)'
+        inside = sorted(p.name for p in (student / "students").glob("*") if p.is_dir() and p.suffix != ".partial")
+        hint = f"; name one of {student / 'students'}: {', '.join(inside)}" if inside else ""
+        raise UserError(f"{str(student)!r} is no student's folder, since it lacks {' and '.join(missing)}{hint}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if any(output.iterdir()):
+            raise UserError(f"{str(output)!r} exists and is not empty; name a new folder")
+        for name in (*EXPORTED, "run.yaml"):
+            if (student / name).is_file():
+                shutil.copy2(student / name, output / name)
+    except OSError as error:
+        raise UserError(f"cannot write into {str(output)!r}: {error.strerror}; name a new folder") from error
+    return f'{output}: timm.create_model("{LOCAL}{output}", pretrained=True)'

@@ -209,7 +209,7 @@ def bound_runs(experiment: Experiment) -> list[Run]:
         return []
     base = condition(experiment)
     kinds: list[tuple[Literal["teacher", "untrained"], int]] = [("teacher", 0)]
-    kinds += [("untrained", seed) for seed in experiment.seeds]
+    kinds.extend(("untrained", seed) for seed in experiment.seeds)
     runs = []
     for kind, seed in kinds:
         info = RunInfo(
@@ -244,6 +244,10 @@ def task_runs(experiment: Experiment) -> list[TaskRun]:
             }
         )
         found.append(TaskRun(spec, key))
+    keys = [task.key for task in found]
+    twice = ", ".join(task.spec.title() for task in found if keys.count(task.key) > 1)
+    if twice:
+        raise UserError(f"these columns are the same task: {twice}; change an option or leave one out")
     return found
 
 

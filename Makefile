@@ -19,7 +19,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/singer-bench demo
 
-test: install lint
+test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: install

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ from shapes import DEMO, LAPTOP, Shape, group_of, stream, teacher_of
 
 from harness.api import Batch
 from harness.config import Training
-from harness.models import build_student
+from harness.matching import match_layers
+from harness.models import TimmVit, build_student
 from harness.seeds import derive
 from harness.train import run
 
@@ -40,7 +42,7 @@ GOAL = 1.03
 STEPS = 5  # of a turn
 
 
-def tokens_after(model: nn.Module, images: Tensor, layers: Sequence[int], mean: Tensor, std: Tensor) -> list[Tensor]:
+def tokens_after(model: Any, images: Tensor, layers: Sequence[int], mean: Tensor, std: Tensor) -> list[Tensor]:
     """Tokens [B, N, D] after each of the layers."""
     x = model.norm_pre(model._pos_embed(model.patch_embed((images - mean) / std)))
     kept = []
@@ -54,12 +56,13 @@ def tokens_after(model: nn.Module, images: Tensor, layers: Sequence[int], mean: 
 class BareLoop:
     """FitNet on two layers, AdamW, linear warm-up and cosine: one method and nothing but its arithmetic."""
 
-    def __init__(self, shape: Shape, teacher: nn.Module, layers: dict[int, int], training: Training, device: str) -> None:
+    def __init__(self, shape: Shape, teacher: TimmVit, training: Training, steps: int, device: str) -> None:
         vit = build_student(shape.student, shape.image_size, shape.classes, seed=0, device=device)
-        self.student, self.teacher, self.layers, self.training = vit.model, teacher, layers, training
+        self.student: Any = vit.model
+        self.teacher, self.training, self.steps, self.step = teacher.model, training, steps, 0
+        self.of_student, self.of_teacher = match_layers(vit, teacher, None, None)
         torch.manual_seed(derive("method", 0))
-        widths = self.student.embed_dim, teacher.embed_dim
-        self.projectors = nn.ModuleList(nn.Linear(*widths) for _ in layers).to(device)
+        self.projectors = nn.ModuleList(nn.Linear(vit.dim, teacher.dim) for _ in self.of_teacher).to(device)
         self.mean = torch.tensor(vit.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(vit.std, device=device).view(1, 3, 1, 1)
         named = [*self.student.named_parameters(), *self.projectors.named_parameters()]
@@ -69,7 +72,6 @@ class BareLoop:
         self.optimizer = torch.optim.AdamW(
             groups, lr=training.lr, betas=training.betas, fused=device.startswith("cuda")
         )
-        self.step = 0
 
     def run(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
@@ -78,8 +80,8 @@ class BareLoop:
 
     def train_step(self, images: Tensor) -> None:
         with torch.no_grad():
-            theirs = tokens_after(self.teacher, images, list(self.layers), self.mean, self.std)
-        ours = tokens_after(self.student, images, list(self.layers.values()), self.mean, self.std)
+            theirs = tokens_after(self.teacher, images, self.of_teacher, self.mean, self.std)
+        ours = tokens_after(self.student, images, self.of_student, self.mean, self.std)
         pairs = zip(self.projectors, ours, theirs, strict=True)
         loss = torch.stack([F.mse_loss(project(our), their) for project, our, their in pairs]).mean()
         self.optimizer.zero_grad()
@@ -90,10 +92,10 @@ class BareLoop:
 
     def share(self) -> float:
         """Of the peak learning rate."""
-        warm_up = round(self.training.warmup_epochs * self.training.steps)  # the whole training is one epoch
+        warm_up = round(self.training.warmup_epochs * self.steps)  # the whole training is one epoch
         if self.step < warm_up:
             return (self.step + 1) / (warm_up + 1)
-        way = (self.step - warm_up) / (self.training.steps - warm_up)
+        way = (self.step - warm_up) / (self.steps - warm_up)
         return self.training.min_lr_share + (1 - self.training.min_lr_share) * 0.5 * (1 + math.cos(math.pi * way))
 
 
@@ -106,16 +108,14 @@ def measure(shape: Shape, rounds: int, device: str) -> float:
     for_group, for_bare = iter([(batch, 0) for batch in batches]), iter(batches)
     with tempfile.TemporaryDirectory() as folder:
         group = group_of(shape, ("fitnet",), teacher, training, Path(folder), device, log_steps=STEPS)
-        member = group.members[0]
-        layers = dict(zip(member.method.of_teacher, member.method.of_student, strict=True))
-        bare = BareLoop(shape, teacher.model, layers, training, device)
+        bare = BareLoop(shape, teacher, training, steps, device)
         turns = (
             lambda: run(group, islice(for_group, STEPS)),
             lambda: bare.run(islice(for_bare, STEPS)),
         )
         in_turns(*turns, rounds=1, device=device)  # warm
         pairs = in_turns(*turns, rounds=rounds, device=device)
-    compare_students(member.student.model, bare, device)
+    compare_students(group.members[0].student.model, bare, device)
 
     bare_ms = 1000 * sum(b.wall_s for _, b in pairs) / len(pairs) / STEPS
     print(f"{shape.title}, batch {shape.batch_size}: {bare_ms:.1f} ms a bare step")
@@ -131,7 +131,9 @@ def compare_students(student: nn.Module, bare: BareLoop, device: str) -> None:
     if not differing:
         print(f"\nafter {bare.step} steps both students have the same bits")
     elif device == "cpu":
-        raise SystemExit(f"not the same arithmetic, so no ratio: the students differ in {len(differing)} of {len(ours)}")
+        raise SystemExit(
+            f"not the same arithmetic, so no ratio: the students differ in {len(differing)} of {len(ours)}"
+        )
     else:  # a GPU's sums may come in another order every time
         print(f"\nafter {bare.step} steps the students differ in {len(differing)} of {len(ours)} tensors")
 

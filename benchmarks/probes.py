@@ -89,7 +89,7 @@ def main() -> None:
 
     images, batch = (256, 128) if args.quick else (2048, 1024)
     torch.manual_seed(0)
-    model = frozen(timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES)).to(args.device)
+    model = frozen(timm.create_model("vit_tiny_patch16_224", img_size=SIZE, num_classes=CLASSES)).to(args.device)
     with tempfile.TemporaryDirectory() as cache:
         encoder = Encoder(as_vit(model), identity="random", cache=Path(cache), device=args.device)
         source, view = Noise(images), View(SIZE)

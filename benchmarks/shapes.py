@@ -62,7 +62,13 @@ def teacher_of(shape: Shape, device: str) -> TimmVit:
 
 
 def group_of(
-    shape: Shape, methods: Sequence[str], teacher: TimmVit, training: Training, folder: Path, device: str, **options: Any
+    shape: Shape,
+    methods: Sequence[str],
+    teacher: TimmVit,
+    training: Training,
+    folder: Path,
+    device: str,
+    **options: Any,
 ) -> Group:
     """A group as `harness.job` makes it: one student a method, with the method's defaults. Logs go into `folder`."""
     members = []

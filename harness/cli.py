@@ -131,7 +131,7 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
             raise typer.Exit(130) from None
         console.say(f"students trained: {len(outcome.trained)}; evaluations: {outcome.evaluated}")
     else:
-        console.say("nothing is pending: every student is trained and evaluated")
+        console.say("nothing is pending")
     print(leaderboard(experiment, workspace), end="", flush=True)
     failed = {one.title: why for one in runs if (why := workspace.failure(one.id)) is not None}
     for title, why in failed.items():
@@ -179,6 +179,9 @@ def table(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="A file instead of the screen.")
     ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the first metric as bars: a .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """The leaderboard of a workspace."""
     from harness.records import write_atomic
@@ -190,7 +193,13 @@ def table(
     if not workspace.is_dir():
         raise UserError(f"no workspace {str(workspace)!r}; `singer-bench run CONFIG` makes one")
     chosen: Any = metrics if metrics in ("primary", "all") else [m.strip() for m in metrics.split(",")]
-    text = render(load(workspace, metrics=chosen, costs=costs), format)
+    board = load(workspace, metrics=chosen, costs=costs)
+    if chart is not None:
+        from leaderboard.chart import chart as draw
+
+        print(draw(board, chart))
+        return
+    text = render(board, format)
     if output is None:
         print(text, end="")
         return

@@ -70,7 +70,7 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
     for format, suffix in (("markdown", "md"), ("csv", "csv")):
         write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
     short = render(rows_and_columns(mine, problems=problems), "markdown")
-    return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}"
+    return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}\n"
 
 
 def _held(workspace: Workspace, name: str) -> bool:

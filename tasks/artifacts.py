@@ -44,6 +44,7 @@ class Artifacts(Task):
 
     def protocol(self) -> dict[str, Any]:
         return {
+            "summary": f"patch norms before the final norm on {self.images} test images; last block, robust z > {OUTLIER_Z}",
             "data": self.data.identity(),
             "images": self.images,
             "outlier": f"robust z > {OUTLIER_Z}",

@@ -106,11 +106,17 @@ class Classification(Task):
         common |= {"held_out": HELD_OUT, "knn": {"k": list(KS), "temperature": 0.07}}
         if self.linear:
             heads = {"blocks": list(BLOCKS), "rates_at_batch_256": list(RATES), "momentum": 0.9, "weight_decay": 0.0}
-            return {"kind": "linear", **common, "heads": heads, "choice": "held-out top-1", "final_norm": True}
+            summary = (
+                f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
+                f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of train, measured on test once"
+            )
+            return {"summary": summary, "kind": "linear", **common, "heads": heads, "choice": "held-out top-1", "final_norm": True}
         heads = {"rate": PUBLISHED_RATE, "at_batch": PUBLISHED_BATCH, "final_rate": PUBLISHED_FINAL_RATE}
         heads |= {"momentum": 0.0, "weight_decay": PUBLISHED_DECAY}
         heads |= {"epochs": PUBLISHED_EPOCHS} if self.steps is None else {}
-        return {"kind": "published", **common, "heads": heads, "choice": "last step", "final_norm": False}
+        length = f"{PUBLISHED_EPOCHS} epochs" if self.steps is None else f"{self.steps} steps"
+        summary = f"as SiNGER's authors run it: one head on CLS before the final norm, {length}, the last step"
+        return {"summary": summary, "kind": "published", **common, "heads": heads, "choice": "last step", "final_norm": False}
 
     def evaluate(self, encoder: Encoder, *, seed: int) -> dict[str, float]:
         """Metric -> value.

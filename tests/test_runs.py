@@ -145,6 +145,13 @@ def test_a_run_depends_on(changes):
     assert not ids(**changes) & ids()
 
 
+def test_identities_do_not_change_by_accident():
+    """Workspaces would be computed anew. Where a student or a number does change, raise harness.runs.IDENTITY."""
+    here = experiment(methods=["none"])
+    assert student_runs(here)[0].id == "0ba9f98bc7e096c8"
+    assert [run.id for run in bound_runs(here)] == ["96811a12d1304af1", "b398383110fb97b8"]
+
+
 def test_every_training_setting_is_part_of_a_run():
     spec = student_runs(experiment())[0].spec
     assert set(TRAINING) | {"steps"} == set(spec["training"]) == set(type(experiment().training).model_fields)
@@ -239,10 +246,11 @@ def test_a_run_depends_on_the_code_of_a_plugin_and_not_on_its_comments(tmp_path,
     path = tmp_path / "plugin.py"
 
     def all_ids() -> list[str]:
-        here = {**BASE, "plugins": [str(path)], "data": {"source": "mine_source"}, "tasks": ["mine_task"]}
-        found = parse({**here, "methods": ["mine"]})
-        of_source = parse({**here, "methods": ["fitnet"], "tasks": []})
-        return [student_runs(found)[0].id, task_runs(found)[0].key, student_runs(of_source)[0].id]
+        here = {**BASE, "plugins": [str(path)], "methods": ["fitnet"], "tasks": []}
+        of_method = parse({**here, "methods": ["mine"]})
+        of_task = parse({**here, "tasks": ["mine_task"]})
+        of_source = parse({**here, "data": {"source": "mine_source"}})
+        return [student_runs(of_method)[0].id, task_runs(of_task)[0].key, student_runs(of_source)[0].id]
 
     path.write_text("FACTOR = 1\n" + PLUGIN)
     before = all_ids()
@@ -455,7 +463,13 @@ def test_a_group_that_was_split_off_a_larger_one_comes_first(workspace):
     runs = student_runs(experiment(methods=METHODS))
     begin(runs[:4], workspace, "a")
     begin(runs[:2], workspace, "b")
-    assert members(groups(runs, workspace, 8))[:2] == [["none seed 0", "fitnet seed 0"], ["singer seed 0", "sp seed 0"]]
+    begin(runs[:3], workspace, "c")
+    assert members(groups(runs, workspace, 8)) == [
+        ["none seed 0", "fitnet seed 0"],
+        ["singer seed 0"],
+        ["sp seed 0"],
+        ["rkd seed 0"],
+    ]
 
 
 # ---- pending

@@ -1,0 +1,124 @@
+"""The data, teachers, students and methods of an experiment, built on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+
+from harness import models
+from harness.api import Method
+from harness.config import DataSpec, Experiment, TeacherSpec
+from harness.data import Data, Source, steps_an_epoch
+from harness.errors import ConfigError, UserError
+from harness.planting import plant
+from harness.records import write_atomic
+from harness.registry import build_method, method_class
+from harness.runs import Run, Workspace, fit_run
+from harness.seeds import content_hash, derive
+
+
+def open_data(spec: DataSpec) -> Data:
+    """The data that a configuration describes."""
+    plain = spec.model_dump(exclude={"augment", "name"})
+    return Data(name=spec.title(), **plain)
+
+
+class Builder:
+    """Builds what an experiment names.
+
+    Attributes:
+        data: what is distilled on. device: where models go.
+        fit: trains a teacher's own run and returns when its student is in the workspace (`teacher.fit`).
+    """
+
+    def __init__(self, experiment: Experiment, workspace: Workspace, device: str, fit: Callable[[Run], None]) -> None:
+        self.experiment, self.workspace, self.device, self.fit = experiment, workspace, device, fit
+        self.data = open_data(experiment.data)
+        self._teachers: dict[str, models.TimmVit] = {}
+
+    @property
+    def source(self) -> Source:
+        """The training images."""
+        return self.data.open("train")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.classes)
+
+    def same_as_before(self, data: Data, split: str) -> None:
+        """Refuse data that has changed under its name since this workspace first read it."""
+        source = data.open(split)
+        path = self.workspace.data / f"{content_hash({**data.identity(), 'split': split})}.json"
+        now = {"identity": source.identity(), "count": len(source), "name": data.name, "split": split}
+        if not path.is_file():
+            write_atomic(path, json.dumps(now, indent=2))
+            return
+        before = json.loads(path.read_text())
+        if before["identity"] != now["identity"]:
+            raise UserError(
+                f"data {data.name!r} ({split}) is not what this workspace was started with: {before['count']} samples "
+                f"then, {now['count']} now, or other names. Restore it, or give the new data its own data.name"
+            )
+
+    def teacher(self, spec: TeacherSpec) -> models.TimmVit:
+        """The frozen teacher of a run; trained first where the specification says so."""
+        key = content_hash(spec.model_dump(mode="json"))
+        if key not in self._teachers:
+            self._teachers.clear()  # one at a time in memory
+            self._teachers[key] = self._build_teacher(spec)
+        return self._teachers[key]
+
+    def _build_teacher(self, spec: TeacherSpec, fitted: bool = True) -> models.TimmVit:
+        size = self.data.image_size
+        if spec.fit is None:
+            plain = spec.model_dump()
+            teacher = models.build_teacher(plain, size, self.source.classes, self.device)
+        elif fitted:
+            run = fit_run(self.experiment, spec)
+            self.fit(run)
+            teacher = models.load_exported(self.workspace.student(run.id), self.device)
+        else:
+            teacher = models.build_student(spec.model_dump(), size, self.num_classes, 0, device=self.device)
+            models.frozen(teacher.model)
+        if spec.planted is not None:
+            plant(teacher, spec.planted.layer, spec.planted.size, spec.planted.share)
+        return teacher
+
+    def student(self, run: Run) -> models.TimmVit:
+        """A run's student as it is before training."""
+        options = method_class(run.spec["method"]).student_options if run.info.kind == "student" else {}
+        size, seed = self.data.image_size, run.info.seed
+        return models.build_student(run.student.model_dump(), size, self.num_classes, seed, options, self.device)
+
+    def preflight(self, runs: Sequence[Run]) -> None:
+        """Build every method once before anything trains, so that a mistake costs seconds.
+
+        Raises:
+            ConfigError: all methods that cannot be built for this teacher and student, with their reasons.
+        """
+        mistakes = []
+        seen: set[str] = set()
+        teachers: dict[str, models.TimmVit] = {}
+        for run in runs:
+            if run.info.label in seen or self.workspace.is_trained(run):
+                continue
+            seen.add(run.info.label)
+            key = content_hash(run.teacher.model_dump(mode="json"))
+            if key not in teachers:
+                teachers = {key: self._build_teacher(run.teacher, fitted=False)}
+            try:
+                self.method(run, self.student(run), teachers[key])
+            except (ValueError, UserError) as error:
+                reason = str(error).removeprefix(f"method {run.spec['method']!r}: ")
+                mistakes.append(f"method {run.info.label!r}: {reason}")
+        if mistakes:
+            raise ConfigError(mistakes)
+        steps_an_epoch(len(self.source), self.experiment.training.batch_size)
+
+    def method(self, run: Run, student: models.TimmVit, teacher: models.TimmVit) -> Method:
+        """A run's method, its own modules initialised from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive("method", run.info.seed))
+            return build_method(run.spec["method"], student, teacher, run.spec["hyperparameters"])

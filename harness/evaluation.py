@@ -1,0 +1,131 @@
+"""Every trained encoder on every task that has no record of it yet."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from harness import models
+from harness.api import Task
+from harness.builder import Builder, open_data
+from harness.features import Encoder, weights_identity
+from harness.locks import Lock
+from harness.progress import Console
+from harness.records import Cost, MetricInfo, Record, has_record, write_atomic, write_record
+from harness.registry import task_class
+from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
+from harness.seeds import content_hash
+
+
+class Evaluation:
+    """The tasks of an experiment. `written` counts the records of this process."""
+
+    def __init__(self, builder: Builder, console: Console, environment: dict[str, Any]) -> None:
+        self.builder, self.console, self.environment = builder, console, environment
+        self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
+        self.written = 0
+
+    def pending(self, runs: Sequence[Run]) -> bool:
+        """Evaluate every trained encoder that is free on the tasks it lacks; True where others are at work."""
+        tasks = self._tasks()
+        waiting = waiting_for_tasks(runs, [t for t, _ in tasks], self.workspace)
+        instances = {t.key: task for t, task in tasks}
+        if waiting:
+            for task, _ in tasks:
+                data = open_data(task.spec.data or self.experiment.data)
+                for split in ("train", "test"):
+                    self.builder.same_as_before(data, split)
+        busy = False
+        with self.console.bar("evaluating", len(waiting)) as bar:
+            for number, (run, missing) in enumerate(waiting, start=1):
+                with Lock(self.workspace.locks / f"evaluate-{run.id}.lock") as lock:
+                    if not lock.acquire():
+                        busy = True
+                        continue
+                    left = [t for t in missing if not self.workspace.has_record(run, t)]
+                    if left:
+                        self._evaluate(run, [(t, instances[t.key]) for t in left])
+                bar.update(number)
+        return busy
+
+    def _tasks(self) -> list[tuple[TaskRun, Task]]:
+        """The tasks, built, with the hash of each one's protocol noted in the workspace."""
+        known = self.experiment.known()
+        built = []
+        for task in task_runs(self.experiment):
+            data = open_data(task.spec.data or self.experiment.data)
+            options = known.resolve("task", task.spec.task, task.spec.options)
+            instance = task_class(task.spec.task)(data=data, **options)  # type: ignore[call-arg]
+            protocol = instance.protocol()
+            noted = {"task_id": content_hash({"task": task.spec.task, **protocol}), "protocol": protocol}
+            path = self.workspace.protocols / f"{task.key}.json"
+            text = json.dumps(noted, indent=2, sort_keys=True)
+            if not path.is_file() or path.read_text() != text:
+                write_atomic(path, text)
+            built.append((task, instance))
+        return built
+
+    def _encoder(self, run: Run) -> tuple[Encoder, dict[str, Any]]:
+        """The frozen encoder of a run, and what is known of how it came to be."""
+        described: dict[str, Any] = {}
+        if run.info.kind == "teacher":
+            vit = self.builder.teacher(run.teacher)
+            # Its logits are the data's classes where it was trained on them, or is mapped onto them.
+            head_trained = run.teacher.fit is not None or run.teacher.classes is not None
+        elif run.info.kind == "untrained":
+            vit = self.builder.student(run)
+            models.frozen(vit.model)
+            head_trained = False
+        else:
+            folder = self.workspace.student(run.id)
+            vit = models.load_exported(folder, self.device)
+            described = yaml.safe_load((folder / "run.yaml").read_text())
+            head_trained = described["head_trained"]
+        encoder = Encoder(
+            vit,
+            identity=weights_identity(vit.model),
+            cache=self.workspace.features,
+            device=self.device,
+            batch_size=self.experiment.runtime.batch_size,
+            num_workers=self.experiment.runtime.num_workers,
+            head_classes=self.builder.source.classes if head_trained else None,
+        )
+        return encoder, described
+
+    def _evaluate(self, run: Run, tasks: Sequence[tuple[TaskRun, Task]]) -> None:
+        encoder, described = self._encoder(run)
+        cost = (
+            Cost(**described["cost"])
+            if described
+            else Cost(student_parameters=sum(p.numel() for p in encoder.vit.model.parameters()))
+        )
+        for task_run, task in tasks:
+            begin_s = time.perf_counter()
+            found = task.evaluate(encoder, seed=run.info.seed)
+            declared = {name: float(found[name]) for name in task.metrics}
+            task_id = self.workspace.task_id(task_run)
+            assert task_id is not None
+            record = Record(
+                task=task_run.spec.title(),
+                task_kind=task_run.spec.task,
+                task_id=task_id,
+                metrics={
+                    k: MetricInfo(unit=m.unit, direction=m.direction, ranked=m.ranked) for k, m in task.metrics.items()
+                },  # type: ignore[arg-type]
+                values=declared,
+                details={k: v for k, v in found.items() if k not in declared},
+                protocol=task.protocol(),
+                run=run.info,
+                cost=cost.model_copy(update={"evaluation_s": time.perf_counter() - begin_s}),
+                seed=run.info.seed,
+                environment=self.environment,
+                created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            )
+            if not has_record(self.workspace.records, run.id, task_id):
+                write_record(self.workspace.records, record)
+            self.written += 1

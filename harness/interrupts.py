@@ -1,0 +1,36 @@
+"""Signals that ask to stop: training saves first, anything else ends at once."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; everything is saved, and the same command goes on."""
+
+
+class Stop:
+    """SIGINT, SIGTERM and SIGUSR2 ask for a stop: training saves first, anything else ends at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.saving = False  # whether the code that runs now looks at `asked` by itself
+
+    def __enter__(self) -> Stop:
+        self.before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self.asked is not None
+
+    def _handle(self, number: int, _: Any) -> None:
+        again, self.asked = self.asked is not None, number
+        if not self.saving or again:
+            raise Interrupted(signal.Signals(number).name)

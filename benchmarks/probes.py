@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from machine import describe
 
 from harness.api import frozen
-from harness.data import Sample, Source, View
 from harness.features import Encoder
 from harness.models import as_vit
 from harness.probes import score_heads, stratified_hold_out, train_linear_heads
+from harness.sources import Sample, Source, View
 from tasks.classification import RATES, feature_sets
 
 GOAL = 1.5

@@ -10,13 +10,14 @@ import torch
 from harness import models
 from harness.api import Method
 from harness.config import DataSpec, Experiment, TeacherSpec
-from harness.data import Data, Source, steps_an_epoch
+from harness.data import Data, steps_an_epoch
 from harness.errors import ConfigError, UserError
 from harness.planting import plant
 from harness.records import write_atomic
 from harness.registry import build_method, method_class
 from harness.runs import Run, Workspace, fit_run
 from harness.seeds import content_hash, derive
+from harness.sources import Source
 
 
 def open_data(spec: DataSpec) -> Data:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from harness.api import Outputs, Vit
-from harness.data import Source, View
 from harness.errors import UserError, unknown
 from harness.models import TimmVit
 from harness.seeds import content_hash
+from harness.sources import Source, View
 
 LAYOUT = 1  # of the files; raised when the same key would mean other content
 ABANDONED_S = 86_400  # a temporary file that nobody has written to for a day belongs to a killed pass

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmengine.registry import Registry
 
     from harness.api import Method, Task, Vit
-    from harness.data import Source
+    from harness.sources import Source
 
     METHODS: Registry
     TASKS: Registry

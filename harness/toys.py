@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.api import Layers, Outputs, Vit
-from harness.data import Sample, Source
 from harness.seeds import derive
+from harness.sources import Sample, Source
 
 CELLS = 2  # a patch is pooled to CELLS x CELLS pixels
 SCALE = 4.0  # channels from -2 to 2, of the size that a normed token has

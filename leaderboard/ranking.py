@@ -64,7 +64,9 @@ def average_ranks(
     Only rows with a number in every primary column that any competing row has are ranked, and only against
     one another: an average over what happens to be there would compare different things.
     """
-    primary = [(c, _competing(rows, [line[j] for line in cells])) for j, c in enumerate(columns) if c.primary and c.ranked]
+    primary = [
+        (c, _competing(rows, [line[j] for line in cells])) for j, c in enumerate(columns) if c.primary and c.ranked
+    ]
     measured = [(column, means) for column, means in primary if means]
     complete = [i for i in range(len(rows)) if measured and all(i in means for _, means in measured)]
     if len(complete) < 2:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from harness.api import Metric, Task, Tiny
-from harness.data import Data, Source, balanced_subset
+from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.norms import OUTLIER_Z, outlier_share, over_median, token_norms
+from harness.sources import Source, balanced_subset
 from harness.toys import Colours, PixelVit
 
 
@@ -43,8 +44,9 @@ class Artifacts(Task):
         self.data, self.images = data, images
 
     def protocol(self) -> dict[str, Any]:
+        norms = f"patch norms after the last block and before the final norm, {self.images} test images"
         return {
-            "summary": f"patch norms before the final norm on {self.images} test images; last block, robust z > {OUTLIER_Z}",
+            "summary": f"{norms}; an outlier has robust z > {OUTLIER_Z}",
             "data": self.data.identity(),
             "images": self.images,
             "outlier": f"robust z > {OUTLIER_Z}",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.api import Metric, Task, Tiny
-from harness.data import Data, Source
+from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder, Pooled
 from harness.matching import chosen
@@ -26,6 +26,7 @@ from harness.probes import (
     stratified_hold_out,
     train_linear_heads,
 )
+from harness.sources import Source
 from harness.toys import Colours, PixelVit
 
 # DINOv2's grid, dinov2/eval/linear.py (arXiv 2304.07193): rates at batch 256, blocks, mean patch or not.
@@ -110,13 +111,27 @@ class Classification(Task):
                 f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
                 f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of train, measured on test once"
             )
-            return {"summary": summary, "kind": "linear", **common, "heads": heads, "choice": "held-out top-1", "final_norm": True}
+            return {
+                "summary": summary,
+                "kind": "linear",
+                **common,
+                "heads": heads,
+                "choice": "held-out top-1",
+                "final_norm": True,
+            }
         heads = {"rate": PUBLISHED_RATE, "at_batch": PUBLISHED_BATCH, "final_rate": PUBLISHED_FINAL_RATE}
         heads |= {"momentum": 0.0, "weight_decay": PUBLISHED_DECAY}
         heads |= {"epochs": PUBLISHED_EPOCHS} if self.steps is None else {}
         length = f"{PUBLISHED_EPOCHS} epochs" if self.steps is None else f"{self.steps} steps"
         summary = f"as SiNGER's authors run it: one head on CLS before the final norm, {length}, the last step"
-        return {"summary": summary, "kind": "published", **common, "heads": heads, "choice": "last step", "final_norm": False}
+        return {
+            "summary": summary,
+            "kind": "published",
+            **common,
+            "heads": heads,
+            "choice": "last step",
+            "final_norm": False,
+        }
 
     def evaluate(self, encoder: Encoder, *, seed: int) -> dict[str, float]:
         """Metric -> value.

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data import Data, Sample, Source
+from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.norms import OUTLIER_Z, outlier_share, over_median, robust_z
+from harness.sources import Sample, Source
 from harness.toys import Colours, PixelVit
 from tasks.artifacts import Artifacts
 

@@ -11,11 +11,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from harness.api import Vit, frozen
-from harness.data import Data, Source
+from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder, weights_identity
 from harness.models import as_vit
 from harness.probes import score_heads, train_linear_heads
+from harness.sources import Source
 from harness.toys import Colours, PixelVit
 from tasks.classification import RATES, Classification, feature_sets
 

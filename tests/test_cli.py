@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from harness import __version__, checks, cli, results
-from harness.config import Experiment, parse
+from harness.config import Experiment, load, parse
 from harness.locks import Lock
 from harness.records import MetricInfo, Record, write_record
 from harness.results import listing, plan, remember, status
@@ -289,19 +289,29 @@ def test_a_plugins_methods_are_listed(call, tmp_path):
 
 
 def test_the_demos_plan_in_an_empty_workspace_says_what_would_run(call, tmp_path):
-    code, out, err = call("plan", ROOT / "configs" / "demo.yaml", "--workspace", tmp_path / "new")
+    path = ROOT / "configs" / "demo.yaml"
+    demo = load(path)
+    students, rows, seeds = len(student_runs(demo)), len(demo.methods), len(demo.seeds)
+    together = [method.title() for method in demo.methods if not method.teacher]
+    (oracle,) = [method.title() for method in demo.methods if method.teacher]
+    length = f"{demo.training.epochs:g} epochs"
+    code, out, err = call("plan", path, "--workspace", tmp_path / "new")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "demo: 10 students (5 rows x 2 seeds), 6 epochs each, batch 64",
+        f"demo: {students} students ({rows} rows x {seeds} seeds), {length} each, batch {demo.training.batch_size}",
         f"workspace: {tmp_path / 'new'} (new)",
-        "trained: 0 of 10",
-        "  train the teacher first: ViT 96x6, 12 epochs",
-        "  train together, seed 0: none, logit_kd, fitnet, singer",
-        "  train alone, seed 0: oracle (fitnet from the clean teacher)",
-        "  train together, seed 1: none, logit_kd, fitnet, singer",
-        "  train alone, seed 1: oracle (fitnet from the clean teacher)",
-        "teacher passes: 4 x 6 epochs; one student at a time would take 10 x 6 epochs",
-        "evaluated: 0 of 26 (classification, artifacts)",
+        f"trained: 0 of {students}",
+        f"  train the teacher first: {demo.teacher.title()}, {demo.teacher.fit.training.epochs:g} epochs",
+        *(
+            line
+            for seed in demo.seeds
+            for line in (
+                f"  train together, seed {seed}: {', '.join(together)}",
+                f"  train alone, seed {seed}: {oracle}",
+            )
+        ),
+        f"teacher passes: {2 * seeds} x {length}; one student at a time would take {students} x {length}",
+        f"evaluated: 0 of {(students + 1 + seeds) * len(demo.tasks)} (classification, artifacts)",
     ]
     assert not (tmp_path / "new").exists()
 

@@ -7,18 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data import (
-    Augment,
-    Data,
-    Sample,
-    Source,
-    View,
-    balanced_subset,
-    batch_indices,
-    batches,
-    steps_an_epoch,
-)
+from harness.data import Augment, Data, batch_indices, batches, steps_an_epoch
 from harness.errors import UserError
+from harness.sources import Sample, Source, View, balanced_subset
 
 
 class Numbered(Source):
@@ -116,7 +107,7 @@ def test_batch_indices_tell_what_a_batch_holds():
 def test_images_are_in_the_unit_interval_and_of_the_size_asked_for():
     for batch, _ in stream(Numbered(18)):
         assert batch.images.shape == (4, 3, 16, 16) and batch.images.dtype == torch.float32
-        assert 0 <= batch.images.min() and batch.images.max() <= 1
+        assert batch.images.min() >= 0 and batch.images.max() <= 1
     progress = [b.progress for b, _ in stream(Numbered(18))]
     assert progress == [i / 12 for i in range(12)]
 

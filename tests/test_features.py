@@ -14,10 +14,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from harness.api import Outputs, frozen
-from harness.data import Sample, Source, Subset, View
 from harness.errors import UserError
 from harness.features import ABANDONED_S, Encoder, weights_identity
 from harness.models import TimmVit, as_vit
+from harness.sources import Sample, Source, Subset, View
 from harness.toys import Colours, PixelVit
 
 SOURCE, VIEW = Colours(10), View(32)

@@ -14,7 +14,19 @@ OURS = ("harness", "singer", "baselines", "tasks", "leaderboard")
 FOUND_BY_WALKING = ("singer", "baselines", "tasks")
 FOR_METHODS_AND_TASKS = frozenset(
     f"harness.{name}"
-    for name in ("api", "matching", "norms", "models", "features", "probes", "data", "errors", "seeds", "toys")
+    for name in (
+        "api",
+        "matching",
+        "norms",
+        "models",
+        "features",
+        "probes",
+        "data",
+        "sources",
+        "errors",
+        "seeds",
+        "toys",
+    )
 )
 FOR_THE_LEADERBOARD = frozenset({"harness.records", "harness.errors", "harness.seeds"})
 MAY_SHOW_A_TABLE = ("harness/cli.py", "harness/results.py")

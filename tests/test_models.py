@@ -261,7 +261,7 @@ SAMPLE = Path(__file__).parents[1].parent / "shared/data/imagenet-sample"
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="../shared/data is absent")
 @torch.no_grad()
 def test_the_real_teacher_recognises_real_images():
-    from harness.data import View
+    from harness.sources import View
     from tasks.datasets.folder import Folder
 
     source = Folder(str(SAMPLE), ".")

@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
 }
 PLUGIN = """
 from harness.api import Method, Task
-from harness.data import Source
+from harness.sources import Source
 
 
 class Mine(Method):

@@ -11,8 +11,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from harness.data import Sample
 from harness.errors import UserError
+from harness.sources import Sample
 from tasks.datasets import raycast
 from tasks.datasets.raycast import GROUND, KINDS, SKY, Camera, Scene, render
 from tasks.datasets.scenes import BASE, CACHE_BYTES, NOVEL, Scenes

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from harness.data import Source
 from harness.errors import UserError
+from harness.sources import Source
 from tasks.datasets.array import Array
 from tasks.datasets.folder import Folder
 from tasks.datasets.images import decode, to_rgb

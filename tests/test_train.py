@@ -227,7 +227,7 @@ def test_learning_rate_warms_up_and_falls_as_a_half_cosine():
     assert shares[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert all(b < a for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert shares[10:] == sorted(shares[10:], reverse=True) and len(set(shares[10:])) == 90
     assert shares[-1] >= 0.1
 
 
@@ -247,7 +247,7 @@ def test_a_submodules_own_learning_rate_is_used(tmp_path):
 def test_lr_scale_of_a_part_that_does_not_exist_is_refused(tmp_path):
     one = member("fitnet", KINDS["fitnet"], tmp_path)
     one.method.lr_scale = {"projektors": 2.0}
-    with pytest.raises(ValueError, match="projektors.*projectors"):
+    with pytest.raises(ValueError, match=r"projektors.*projectors"):
         build_optimizer(one.student.model, one.method, Training(steps=1), "cpu")
 
 

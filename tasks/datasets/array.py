@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from harness.data import Sample, Source
 from harness.errors import UserError, unknown
+from harness.sources import Sample, Source
 from tasks.datasets.images import located
 
 KEYS = ("images", "labels", "masks", "depth_m", "class_names")

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from harness.data import Sample, Source
 from harness.errors import UserError
+from harness.sources import Sample, Source
 from tasks.datasets.images import Listing, decode, located, no_images
 
 SIZED_UP_TO = 200_000  # files; beyond it, asking for every size would take minutes on a network disk

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from harness.data import Sample, Source
 from harness.errors import UserError, unknown
 from harness.seeds import content_hash, derive
+from harness.sources import Sample, Source
 from tasks.datasets import raycast
 from tasks.datasets.raycast import KINDS, Camera, Scene, Solid
 from tasks.datasets.textures import PATTERNS, ground_texture, object_texture, sky_colours, turned

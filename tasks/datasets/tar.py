@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
-from harness.data import Sample, Source
 from harness.errors import UserError
+from harness.sources import Sample, Source
 from tasks.datasets.images import Listing, decode, located, no_images
 
 REMEDY = "Give a tar of class folders, such as split 'train.tar', or a folder of tars, one for each class."

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
-from harness.data import Sample, Source
 from harness.errors import UserError, unknown
+from harness.sources import Sample, Source
 from tasks.datasets.images import decode, to_rgb
 
 LIBRARY = {"torch": "torchvision", "hfds": "datasets", "wds": "webdataset"}  # timm's prefix -> pip package

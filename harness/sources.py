@@ -1,0 +1,138 @@
+"""What is read: a source is a fixed sequence of samples; a view brings an image to size without chance."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as vf
+
+
+@dataclasses.dataclass
+class Sample:
+    """One image and what is known of it.
+
+    Attributes:
+        image: RGB.
+        label: class number, or -1 where the source has none.
+        mask: [H, W] uint8 class of each pixel, 255 = ignore; or None.
+        depth_m: [H, W] float32 metres, 0 = unknown; or None.
+    """
+
+    image: Image.Image
+    label: int = -1
+    mask: np.ndarray | None = None
+    depth_m: np.ndarray | None = None
+
+
+class Source(abc.ABC):
+    """One split of a data set: a fixed sequence of samples. One final class, one file.
+
+    Constructed as Source(root, split, **options); options are keyword-only with literal defaults.
+
+    Class attributes:
+        name: the registered name. needs_root: whether `data.root` must be given.
+    Instance attributes:
+        classes: the class names; a label indexes them.
+    """
+
+    name: ClassVar[str]
+    needs_root: ClassVar[bool] = True
+    classes: tuple[str, ...]
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, index: int) -> Sample:
+        """The sample, decoded. Raises OSError or ValueError where the file is broken."""
+
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """[len] int64 labels without decoding an image; -1 where there is none."""
+
+    @abc.abstractmethod
+    def sample_name(self, index: int) -> str:
+        """What a person would look for: the file's name inside the source."""
+
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """Hash of what this split holds (names, labels, sizes; not the place on this machine)."""
+
+
+class Subset(Source):
+    """Some of a source's samples; index and names are the parent's."""
+
+    name = "subset"
+
+    def __init__(self, parent: Source, indices: Sequence[int]) -> None:
+        self.parent, self.indices = parent, np.asarray(indices, dtype=np.int64)
+        self.classes = parent.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        return self.parent.read(int(self.indices[index]))
+
+    def labels(self) -> np.ndarray:
+        return self.parent.labels()[self.indices]
+
+    def sample_name(self, index: int) -> str:
+        return self.parent.sample_name(int(self.indices[index]))
+
+    def identity(self) -> str:
+        return hashlib.sha256(self.parent.identity().encode() + self.indices.tobytes()).hexdigest()
+
+
+def balanced_subset(source: Source, limit: int) -> Source:
+    """The first `limit` samples taken class by class in turn, so that every class keeps its share.
+
+    The same samples on every machine: it depends on the source alone. Returns the source itself where
+    `limit` is not smaller.
+    """
+    if limit >= len(source):
+        return source
+    labels = source.labels()
+    order = np.argsort(labels, kind="stable")
+    ranks = np.empty(len(labels), dtype=np.int64)  # a sample's number within its class
+    starts = np.searchsorted(labels[order], labels[order])
+    ranks[order] = np.arange(len(labels)) - starts
+    return Subset(source, np.sort(np.lexsort((labels, ranks))[:limit]))
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How an image is brought to size for an encoder, without chance.
+
+    Attributes:
+        size: pixels, square. resize: "crop" (short side to size / crop_share, then the centre) or
+        "squash" (both sides to size). crop_share: 1.0 keeps as much as a square can; .875 is 256 -> 224.
+    """
+
+    size: int
+    resize: Literal["crop", "squash"] = "crop"
+    crop_share: float = 1.0
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image -> [3, size, size] in [0, 1]."""
+        if self.resize == "squash":
+            target = [self.size, self.size]
+        else:
+            short = round(self.size / self.crop_share)
+            scale = short / min(image.size)
+            target = [max(self.size, round(image.height * scale)), max(self.size, round(image.width * scale))]
+        image = vf.resize(image, target, interpolation=vf.InterpolationMode.BICUBIC, antialias=True)
+        return to_unit(vf.center_crop(image, [self.size, self.size]))
+
+
+def to_unit(image: Image.Image) -> Tensor:
+    """RGB image -> float32 [3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float().div_(255)

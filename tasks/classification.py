@@ -26,7 +26,7 @@ from harness.probes import (
     stratified_hold_out,
     train_linear_heads,
 )
-from harness.sources import Source
+from harness.sources import Source, balanced_subset
 from harness.toys import Colours, PixelVit
 
 # DINOv2's grid, dinov2/eval/linear.py (arXiv 2304.07193): rates at batch 256, blocks, mean patch or not.
@@ -75,6 +75,7 @@ class Classification(Task):
         data: with labels, the same classes in train and test.
         steps: of the heads; None: 12,500 (linear) or 150 epochs (published). batch: None: 1024 or 64; at most all
             of the images trained on. Learning rates scale with it.
+        images: at most so many training images, every class keeping its share; None: all.
     """
 
     name = "classification"
@@ -92,10 +93,11 @@ class Classification(Task):
         protocol: Literal["linear", "published"] = "linear",
         steps: int | None = None,
         batch: int | None = None,
+        images: int | None = None,
     ) -> None:
-        self.data = data
+        self.data, self.images = data, images
         self.linear = chosen("classification protocol", protocol, ("linear", "published")) == "linear"
-        for what, value in (("steps", steps), ("batch", batch)):
+        for what, value in (("steps", steps), ("batch", batch), ("images", images)):
             if value is not None and value < 1:
                 raise UserError(f"{what} of the classification task is {value}; give 1 or more, or leave it out")
         self.steps = steps if steps is not None or not self.linear else 12_500  # DINOv2: 10 epochs of 1250 steps
@@ -104,12 +106,13 @@ class Classification(Task):
 
     def protocol(self) -> dict[str, Any]:
         common = {"data": self.data.identity(), "steps": self.steps, "batch": self.batch, "version": 1}
+        common |= {"images": self.images}
         common |= {"held_out": HELD_OUT, "knn": {"k": list(KS), "temperature": 0.07}}
         if self.linear:
             heads = {"blocks": list(BLOCKS), "rates_at_batch_256": list(RATES), "momentum": 0.9, "weight_decay": 0.0}
             summary = (
                 f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
-                f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of train, measured on test once"
+                f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} training images, measured on test once"
             )
             return {
                 "summary": summary,
@@ -141,6 +144,8 @@ class Classification(Task):
                 training images, an image that cannot be read.
         """
         train_source, test_source = self.data.open("train"), self.data.open("test")
+        if self.images is not None:
+            train_source = balanced_subset(train_source, self.images)
         labels, test_labels = _checked_labels(train_source, test_source)
         classes = len(train_source.classes)
         own_head = encoder.head_classes == tuple(train_source.classes)

@@ -238,3 +238,13 @@ def test_wrong_options_are_named():
         task(steps=0)
     with pytest.raises(ValueError, match="did you mean 'linear'"):
         task(protocol="linea")
+
+
+def test_fewer_training_images_keep_every_class_and_are_part_of_the_protocol():
+    task, oracle, _ = Classification.tiny()
+    few = Classification(data=task.data, steps=20, images=len(task.data.open("train").classes) * 4)
+    assert few.protocol() != Classification(data=task.data, steps=20).protocol()
+    found = few.evaluate(Encoder(oracle, identity="oracle", cache=None), seed=0)
+    assert found["knn_top1"] > 0.5
+    with pytest.raises(UserError, match="images of the classification task is 0"):
+        Classification(data=task.data, images=0)

@@ -112,7 +112,8 @@ class Classification(Task):
             heads = {"blocks": list(BLOCKS), "rates_at_batch_256": list(RATES), "momentum": 0.9, "weight_decay": 0.0}
             summary = (
                 f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
-                f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} training images, measured on test once"
+                f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} "
+                "training images, measured on test once"
             )
             return {
                 "summary": summary,

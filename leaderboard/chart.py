@@ -36,10 +36,16 @@ def chart(board: Leaderboard, path: Path, metric: str | None = None) -> Path:
     means = [mean * factor for mean, _, _ in bars]
     spreads = [(spread or 0.0) * factor for _, spread, _ in bars]
     axes.barh([label for *_, label in bars], means, xerr=spreads, color="#3d6fa5", ecolor="#222222", capsize=3)
+    widest = 1.15 * max(mean + spread for mean, spread in zip(means, spreads, strict=True))
     for row, cell in cells:
         if cell and row.kind != "student":
-            style = "--" if row.kind == "teacher" else ":"
-            axes.axvline(cell.mean * factor, color="#b3541e", linestyle=style, label=f"{row.label}")
+            style, value = "--" if row.kind == "teacher" else ":", cell.mean * factor
+            # A bound far away would squeeze the bars, which are what is compared: it is told in words.
+            beyond = ", off the scale" if value > 2 * widest else ""
+            place = [float("nan")] if beyond else [value, value]
+            axes.plot(place, [0, 1][: len(place)], style, color="#b3541e", transform=axes.get_xaxis_transform())
+            axes.lines[-1].set_label(f"{row.label}: {value:.3g}{beyond}")
+    axes.set_xlim(left=min(0.0, *means))
     arrow = "higher is better" if column.direction == "up" else "lower is better"
     unit = "%" if column.unit == "fraction" else column.unit
     axes.set_xlabel(f"{column.title} {column.metric} ({unit}), {arrow}")

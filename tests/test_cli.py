@@ -279,7 +279,8 @@ def test_a_preset_is_listed_below_its_method_with_how_it_differs():
     assert lines[at].endswith("singer with basis=smallest, outlier=linear, info=gram, reduction=sum")
 
 
-def test_a_plugins_methods_are_listed(call, tmp_path):
+def test_a_plugins_methods_are_listed(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # summaries fold on a narrow terminal
     (tmp_path / "mine.py").write_text(BAD_PLUGIN)
     _, out, _ = call("list", "methods", "--plugin", tmp_path / "mine.py")
     assert "\nmine " in out and "Reads what it did not ask for." in out

@@ -198,7 +198,7 @@ class _Evil:
 
 def test_bad_files_and_names_are_one_clear_error_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"head.weight": _Evil()}))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"head.weight": _Evil()}, protocol=2))
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "weights.safetensors").write_bytes(b"nonsense")
     spec = {"width": 32, "depth": 2, "heads": 2, "patch": 8}

@@ -39,8 +39,10 @@ class Mine(Method):
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A plugin file; what is loaded in the test is forgotten after it."""
+    """A plugin file; nothing else is loaded, and what is loaded in the test is forgotten after it."""
     monkeypatch.setattr(registry, "_PLUGINS", [])
+    for name in ("mine", "mine_2"):
+        METHODS._module_dict.pop(name, None)  # another test's, in this process
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.format(name="mine"))
     yield path

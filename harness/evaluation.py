@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -102,7 +102,7 @@ class Evaluation:
         cost = (
             Cost(**described["cost"])
             if described
-            else Cost(student_parameters=sum(p.numel() for p in encoder.vit.model.parameters()))
+            else Cost(student_parameters=sum(p.numel() for p in cast(Any, encoder.vit).model.parameters()))
         )
         for task_run, task in tasks:
             begin_s = time.perf_counter()
@@ -115,7 +115,8 @@ class Evaluation:
                 task_kind=task_run.spec.task,
                 task_id=task_id,
                 metrics={
-                    k: MetricInfo(unit=m.unit, direction=m.direction, ranked=m.ranked) for k, m in task.metrics.items()
+                    k: MetricInfo(unit=m.unit, direction=cast(Any, m.direction), ranked=m.ranked)
+                    for k, m in task.metrics.items()
                 },  # type: ignore[arg-type]
                 values=declared,
                 details={k: v for k, v in found.items() if k not in declared},

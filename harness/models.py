@@ -46,8 +46,9 @@ class TimmVit(Vit):
         self.num_classes = model.num_classes if classes is None else len(classes)
         self.num_prefix_tokens = model.num_prefix_tokens
         self.has_cls = model.cls_token is not None
-        self.grid = tuple(model.patch_embed.grid_size)
-        self.image_size = tuple(model.patch_embed.img_size)
+        embed = cast(Any, model.patch_embed)
+        self.grid = tuple(embed.grid_size)
+        self.image_size = tuple(embed.img_size)
         self.mean, self.std = tuple(mean), tuple(std)
         self._shift = torch.tensor(self.mean).view(1, -1, 1, 1)
         self._scale = torch.tensor(self.std).view(1, -1, 1, 1)
@@ -96,8 +97,8 @@ class TimmVit(Vit):
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         """The norm in front of the head, [..., D] -> [..., D]: `norm`, or `fc_norm` where pooling comes first."""
-        norm = self.model.norm
-        return self.model.fc_norm(tokens) if isinstance(norm, nn.Identity) else norm(tokens)
+        model = cast(Any, self.model)
+        return model.fc_norm(tokens) if isinstance(model.norm, nn.Identity) else model.norm(tokens)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] of any size -> the model's own size, mean and standard deviation."""
@@ -109,9 +110,9 @@ class TimmVit(Vit):
         return (images - self._shift) / self._scale
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        model = self.model
+        model = cast(Any, self.model)
         x = model.patch_embed(self.normalise(images))
-        if isinstance(model, Eva):
+        if isinstance(self.model, Eva):
             x, rope = model._pos_embed(x)
             return model.norm_pre(x), rope
         return model.norm_pre(model.patch_drop(model._pos_embed(x))), None
@@ -309,7 +310,7 @@ def build_student(
 
 def imagenet_classes(names: Sequence[str], subset: str = "imagenet-1k") -> list[int]:
     """Logit numbers of ImageNet wnids, in the order given. Raises UserError for a name that is not one."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo(subset)
     index = {wnid: i for i, wnid in enumerate(info.label_names())}

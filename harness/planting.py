@@ -33,7 +33,7 @@ class _Blind(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, direction: Tensor) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(list(norm.normalized_shape), eps=norm.eps, elementwise_affine=False)
         self.register_buffer("direction", direction)
 
     def forward(self, x: Tensor) -> Tensor:

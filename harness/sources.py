@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Subset(Source):
 
     name = "subset"
 
-    def __init__(self, parent: Source, indices: Sequence[int]) -> None:
+    def __init__(self, parent: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.parent, self.indices = parent, np.asarray(indices, dtype=np.int64)
         self.classes = parent.classes
 
@@ -129,8 +129,8 @@ class View:
             short = round(self.size / self.crop_share)
             scale = short / min(image.size)
             target = [max(self.size, round(image.height * scale)), max(self.size, round(image.width * scale))]
-        image = vf.resize(image, target, interpolation=vf.InterpolationMode.BICUBIC, antialias=True)
-        return to_unit(vf.center_crop(image, [self.size, self.size]))
+        resized: Any = vf.resize(cast(Any, image), target, interpolation=vf.InterpolationMode.BICUBIC, antialias=True)
+        return to_unit(cast(Any, vf.center_crop(resized, [self.size, self.size])))
 
 
 def to_unit(image: Image.Image) -> Tensor:

@@ -123,8 +123,8 @@ def build_optimizer(student: nn.Module, method: Method, training: Training, devi
     """
     skip = set(student.no_weight_decay()) if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
     groups = _grouped(student, training.weight_decay, 1.0, skip)
-    owned = dict(method.named_children())
-    owned.update({k: p for k, p in method.named_parameters(recurse=False)})
+    owned: dict[str, nn.Module | nn.Parameter] = {**dict(method.named_children())}
+    owned |= dict(method.named_parameters(recurse=False))
     strange = set(method.lr_scale) - set(owned)
     if strange:
         raise ValueError(f"lr_scale of {method.name!r} names {sorted(strange)}; its submodules are {sorted(owned)}")

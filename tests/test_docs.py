@@ -59,13 +59,13 @@ def test_links_inside_the_project_lead_somewhere(document):
 
 def code_of(text: str) -> list[str]:
     """Lines inside fenced blocks without a language, and inline code."""
-    lines, inside = [], False
+    lines, fence = [], None
     for line in text.splitlines():
         if line.startswith("```"):
-            inside = not inside and line == "```"
-        elif inside:
+            fence = line if fence is None else None
+        elif fence == "```":
             lines.append(line)
-        else:
+        elif fence is None:
             lines += re.findall(r"`([^`]+)`", line)
     return lines
 

@@ -114,10 +114,7 @@ class Evaluation:
                 task=task_run.spec.title(),
                 task_kind=task_run.spec.task,
                 task_id=task_id,
-                metrics={
-                    k: MetricInfo(unit=m.unit, direction=cast(Any, m.direction), ranked=m.ranked)
-                    for k, m in task.metrics.items()
-                },  # type: ignore[arg-type]
+                metrics={k: MetricInfo(**cast(Any, m._asdict())) for k, m in task.metrics.items()},
                 values=declared,
                 details={k: v for k, v in found.items() if k not in declared},
                 protocol=task.protocol(),

@@ -118,8 +118,8 @@ class TimmVit(Vit):
         return model.norm_pre(model.patch_drop(model._pos_embed(x))), None
 
     def _rope(self) -> Tensor | None:
-        model = self.model
-        if not isinstance(model, Eva) or model.rope is None:
+        model = cast(Any, self.model)
+        if not isinstance(self.model, Eva) or model.rope is None:
             return None
         if hasattr(model.rope, "feat_shape") and not model.dynamic_img_size:
             return model.rope.get_embed()

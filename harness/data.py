@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from harness.api import Batch
 from harness.errors import UserError, unknown
+from harness.interrupts import left_to_the_parent
 from harness.seeds import derive
 from harness.sources import Source, View, balanced_subset
 
@@ -191,11 +192,14 @@ def batches(
     workers, on who shares the group, or on where the training was resumed.
     """
     steps_an_epoch(len(source), batch_size)
+    if num_workers:
+        source.prepare()
     dataset = _Augmented(source, data.image_size, augment, data.view(), seed)
     loader = DataLoader(
         dataset,
         batch_sampler=_Order(len(source), batch_size, steps, seed, start),
         num_workers=num_workers,
+        worker_init_fn=left_to_the_parent,
         collate_fn=_collate,
         pin_memory=device.startswith("cuda"),
         prefetch_factor=4 if num_workers else None,

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.api import Outputs, Vit
 from harness.errors import UserError, unknown
+from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
 from harness.seeds import content_hash
 from harness.sources import Source, View
@@ -194,10 +195,13 @@ class Encoder:
         Raises:
             UserError: an image that cannot be decoded; names the sample.
         """
+        if self.num_workers:
+            source.prepare()
         loader = DataLoader(
             _Viewed(source, view),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            worker_init_fn=left_to_the_parent,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
         )

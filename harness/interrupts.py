@@ -34,3 +34,11 @@ class Stop:
         again, self.asked = self.asked is not None, number
         if not self.saving or again:
             raise Interrupted(signal.Signals(number).name)
+
+
+def left_to_the_parent(_worker: int) -> None:
+    """For a data worker: a scheduler signals every process of a job, and a worker that dies of it would take the
+    training down before it has saved. It ends with its parent anyway.
+    """
+    for number in Stop.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -62,6 +62,10 @@ class Source(abc.ABC):
     def sample_name(self, index: int) -> str:
         """What a person would look for: the file's name inside the source."""
 
+    def prepare(self, indices: Iterable[int] | None = None) -> None:  # noqa: B027 - most sources keep nothing
+        """Called before data workers are forked: a source that keeps samples in memory fills it here, once for all
+        workers. indices: those that will be read; None: all."""
+
     @abc.abstractmethod
     def identity(self) -> str:
         """Hash of what this split holds (names, labels, sizes; not the place on this machine)."""
@@ -87,6 +91,9 @@ class Subset(Source):
 
     def sample_name(self, index: int) -> str:
         return self.parent.sample_name(int(self.indices[index]))
+
+    def prepare(self, indices: Iterable[int] | None = None) -> None:
+        self.parent.prepare(self.indices.tolist() if indices is None else self.indices[list(indices)].tolist())
 
     def identity(self) -> str:
         return hashlib.sha256(self.parent.identity().encode() + self.indices.tobytes()).hexdigest()

@@ -39,6 +39,7 @@ def in_child(experiment, workspace: Path):
     """Start it in a process of its own, which can be killed."""
 
     def work() -> None:
+        os.setsid()  # a job of its own, with its data workers
         try:
             run(experiment, workspace)
         except Interrupted:
@@ -102,6 +103,20 @@ def test_a_signal_saves_and_stops_and_the_next_start_goes_on(number, undisturbed
     state = torch.load(next(workspace.glob("groups/*/checkpoint.pt")), weights_only=True)
     assert state["step"] >= 10  # it saved when it was asked to, not just at a multiple of 7
     run(experiment, workspace)
+    found = students(experiment, workspace)
+    assert all(same(found[title], weights) for title, weights in undisturbed_slow.items())
+
+
+def test_a_signal_to_every_process_of_a_job_saves_too(undisturbed_slow, tmp_path):
+    """What a scheduler does: the data workers get the signal as well and must not take the training down."""
+    runtime = {**SLOW["runtime"], "num_workers": 2}
+    experiment, workspace = tiny(tmp_path, **{**SLOW, "runtime": runtime}), tmp_path / "workspace"
+    child = in_child(experiment, workspace)
+    when_at(workspace, 4, child)
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(60)
+    assert child.exitcode == 130
+    run(tiny(tmp_path, **SLOW), workspace)
     found = students(experiment, workspace)
     assert all(same(found[title], weights) for title, weights in undisturbed_slow.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,6 +95,11 @@ class Scenes(Source):
                 self._cache[index] = rendered
         image, mask, depth_m = rendered
         return Sample(Image.fromarray(image), int(index % len(self.classes)), mask.copy(), depth_m.copy())
+
+    def prepare(self, indices: Iterable[int] | None = None) -> None:
+        for index in range(len(self)) if indices is None else indices:
+            if index not in self._cache:
+                self.read(index)
 
     def labels(self) -> np.ndarray:
         return np.arange(self.count, dtype=np.int64) % len(self.classes)

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -245,4 +244,4 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-__all__ = ["Batch", "Layers", "Method", "Metric", "Outputs", "Task", "Tiny", "Vit", "frozen", "torch"]
+__all__ = ["Batch", "Layers", "Method", "Metric", "Outputs", "Task", "Tiny", "Vit", "frozen"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -140,14 +140,41 @@ class Vit(abc.ABC):
         """Run tokens [B, N, D] through block `layer` (rotary embeddings and the like handled): [B, N, D]."""
 
     @abc.abstractmethod
-    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
-        """Images [B, 3, H, W] in [0, 1] -> Outputs; normalises itself; stops at the last layer asked for."""
+    def __call__(
+        self,
+        images: Tensor,
+        layers: Iterable[int] = (),
+        attention_layers: Iterable[int] = (),
+        keep: Tensor | None = None,
+    ) -> Outputs:
+        """Images [B, 3, H, W] in [0, 1] -> Outputs; normalises itself; stops at the last layer asked for.
+
+        Args:
+            keep: [B, K] int64, numbers of the patches that are seen; the others are dropped after the position
+                embedding, and the outputs have K patches and no grid. None: all of them.
+        """
 
     def layer(self, layer: int) -> int:
         """`layer` counted from the front: -1 is the last block. Raises ValueError outside the model."""
         if not -self.depth <= layer < self.depth:
             raise ValueError(f"layer {layer} does not exist; this model has blocks 0 .. {self.depth - 1}")
         return layer % self.depth
+
+
+class Calibration(abc.ABC):
+    """What a method may look at once before its first step: the training images and the teacher on them.
+
+    Attributes:
+        samples: how many training images there are; `Batch.index` counts them from 0.
+    """
+
+    samples: int
+
+    @abc.abstractmethod
+    def outputs(self, images: int, layers: Iterable[int], attention_layers: Iterable[int] = ()) -> Iterator[Outputs]:
+        """The teacher's outputs, without gradient, in batches, on `images` training images (fewer where there are
+        fewer), every class keeping its share, without augmentation: the same ones for every method and seed.
+        """
 
 
 class Method(nn.Module, abc.ABC):
@@ -160,8 +187,13 @@ class Method(nn.Module, abc.ABC):
     Class attributes:
         name: the registered name. family: one word for the table of methods. cite: where it comes from.
         student_options: how the student must be built, e.g. {"reg_tokens": 4}.
+        teacher_options: how the run's teacher differs from the experiment's, in the words of a configuration's
+            `teacher`, e.g. {"test_time_registers": {}}; a method's own entry may change them.
+        training_only: own submodules or buffers that only training needs (a memory bank); they are part of
+            checkpoints and are not kept beside the student.
         presets: further registered names -> hyperparameter values that define them.
-        search: hyperparameter -> space, for equal-budget tuning.
+        search: hyperparameter -> space, for equal-budget tuning: ("log", low, high), ("uniform", low, high),
+            ("int", low, high) with both ends, or ("choice", a, b, ...); `harness.search` reads them.
     Instance attributes that __init__ may set:
         lr_scale: own submodule's name -> learning-rate multiplier.
         student_layers, teacher_layers: blocks whose tokens it wants.
@@ -172,6 +204,8 @@ class Method(nn.Module, abc.ABC):
     family: ClassVar[str] = "other"
     cite: ClassVar[str]
     student_options: ClassVar[Mapping[str, Any]] = {}
+    teacher_options: ClassVar[Mapping[str, Any]] = {}
+    training_only: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     search: ClassVar[Mapping[str, Any]] = {}
 
@@ -184,9 +218,24 @@ class Method(nn.Module, abc.ABC):
     def __init__(self, student: Vit, teacher: Vit) -> None:
         super().__init__()
 
+    def calibrate(self, calibration: Calibration) -> None:
+        """Called once after __init__ and before the optimiser is built, its random stream seeded by the run.
+
+        For what depends on the data: statistics of the teacher's tokens, a memory bank's size. What it finds
+        belongs into parameters or buffers, whose shapes it may set.
+        """
+
     @abc.abstractmethod
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The weighted scalar terms; the harness sums and logs them. teacher: detached, shared, read-only."""
+
+    def targets(self, teacher: Outputs) -> Mapping[int, Tensor]:
+        """The teacher's tokens as this method has the student imitate them: block index -> [B, N, D].
+
+        For maps and for measuring what a method does to artifacts; training does not call it. By default the
+        teacher's own tokens at `teacher_layers`. `teacher` has the tokens of `teacher_layers`.
+        """
+        return {layer: teacher.tokens[layer] for layer in sorted(self.teacher_layers)}
 
     def report(self) -> dict[str, Any]:
         """What the method wants kept beside its student: plain numbers, strings and lists."""
@@ -244,4 +293,4 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-__all__ = ["Batch", "Layers", "Method", "Metric", "Outputs", "Task", "Tiny", "Vit", "frozen"]
+__all__ = ["Batch", "Calibration", "Layers", "Method", "Metric", "Outputs", "Task", "Tiny", "Vit", "frozen"]

@@ -9,6 +9,7 @@ import torch
 
 from harness import models
 from harness.api import Method
+from harness.calibration import SourceCalibration
 from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Data, steps_an_epoch
 from harness.errors import ConfigError, UserError
@@ -110,7 +111,7 @@ class Builder:
             if key not in teachers:
                 teachers = {key: self._build_teacher(run.teacher, fitted=False)}
             try:
-                self.method(run, self.student(run), teachers[key])
+                self.method(run, self.student(run), teachers[key], calibrate=False)
             except (ValueError, UserError) as error:
                 reason = str(error).removeprefix(f"method {run.spec['method']!r}: ")
                 mistakes.append(f"method {run.info.label!r}: {reason}")
@@ -118,8 +119,12 @@ class Builder:
             raise ConfigError(mistakes)
         steps_an_epoch(len(self.source), self.experiment.training.batch_size)
 
-    def method(self, run: Run, student: models.TimmVit, teacher: models.TimmVit) -> Method:
-        """A run's method, its own modules initialised from the seed alone."""
+    def method(self, run: Run, student: models.TimmVit, teacher: models.TimmVit, *, calibrate: bool = True) -> Method:
+        """A run's method, its own modules initialised from the seed alone, and shown the data unless told not to."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("method", run.info.seed))
-            return build_method(run.spec["method"], student, teacher, run.spec["hyperparameters"])
+            method = build_method(run.spec["method"], student, teacher, run.spec["hyperparameters"])
+            if calibrate:
+                torch.manual_seed(derive("calibrate", run.info.seed))
+                method.calibrate(SourceCalibration(self.source, self.data, teacher, self.device))
+            return method

@@ -48,6 +48,7 @@ class Entry:
     hyperparameters: dict[str, Parameter]
     presets: dict[str, dict[str, Any]]
     student_options: dict[str, Any]
+    teacher_options: dict[str, Any]
     search: dict[str, Any]
     module: str
     path: Path
@@ -254,6 +255,7 @@ def _entry(found: Found, path: Path, module: str, source_hash: str | None) -> En
         hyperparameters=found.parameters,
         presets=said.get("presets", {}),
         student_options=said.get("student_options", {}),
+        teacher_options=said.get("teacher_options", {}),
         search=said.get("search", {}),
         module=module,
         path=path,

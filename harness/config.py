@@ -59,12 +59,13 @@ class Experiment(Strict):
         return catalogue(self.plugins)
 
     def teacher_of(self, method: MethodSpec) -> TeacherSpec:
-        """The experiment's teacher with the method's own changes."""
-        return _changed(self.teacher, method)
+        """The experiment's teacher with what the method declares, then with its entry's own changes."""
+        return _changed(self.teacher, method, self.known())
 
 
-def _changed(teacher: TeacherSpec, method: MethodSpec) -> TeacherSpec:
-    return TeacherSpec.model_validate(merge(teacher.model_dump(), method.teacher)) if method.teacher else teacher
+def _changed(teacher: TeacherSpec, method: MethodSpec, known: Catalogue) -> TeacherSpec:
+    changes = merge(dict(known.entry("method", method.method).teacher_options), method.teacher)
+    return TeacherSpec.model_validate(merge(teacher.model_dump(), changes)) if changes else teacher
 
 
 def load(path: str | Path, settings: Sequence[str] = (), plugins: Sequence[str] = ()) -> Experiment:
@@ -171,11 +172,15 @@ class _Parts:
         """Files that do not exist, and changes to the teacher that make none."""
         for place, spec in (("teacher", self.teacher), ("student", self.student)):
             yield from _missing_files(place, spec)
+        try:
+            known = catalogue(self.plugins)
+        except UserError:
+            return  # said among the names
         for i, method in self.methods.items():
-            if not method.teacher:
+            if method.method not in known.methods:
                 continue
             try:
-                changed = _changed(self.teacher or TeacherSpec(), method)
+                changed = _changed(self.teacher or TeacherSpec(), method, known)
             except ValidationError as error:
                 yield from sentences(error, TeacherSpec, f"methods.{i}.teacher")
             else:

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from harness import checkpoint, models, train
+from harness.api import Method
 from harness.builder import Builder
 from harness.config import Experiment, Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
@@ -203,8 +204,7 @@ class Job:
         moved = not torch.equal(_head(fresh), _head(member.student))
         member.student.model.eval()
         models.export(member.student, folder, {"run": run.id, "method": run.info.method, "seed": run.info.seed})
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in member.method.state_dict().items()}
-        safetensors.torch.save_file(state, str(folder / "method.safetensors"))
+        save_method(member.method, folder / "method.safetensors")
         seconds = group.clock.totals()
         cost = Cost(
             steps=group.steps,
@@ -228,6 +228,16 @@ class Job:
         os.rename(folder, final)
         checkpoint.sync_folder(final.parent)
         self.outcome.trained.append(run.id)
+
+
+def save_method(method: Method, path: Path) -> None:
+    """The method's own state, less what only training needs."""
+    state = {
+        key: value.detach().cpu().contiguous().clone()
+        for key, value in method.state_dict().items()
+        if key.split(".")[0] not in method.training_only
+    }
+    safetensors.torch.save_file(state, str(path))
 
 
 def train_settings(group: Group) -> Training:

@@ -61,10 +61,18 @@ class TimmVit(Vit):
     def through(self, layer: int, tokens: Tensor) -> Tensor:
         return self._step(self.layer(layer), tokens, self._rope())
 
-    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
+    def __call__(
+        self,
+        images: Tensor,
+        layers: Iterable[int] = (),
+        attention_layers: Iterable[int] = (),
+        keep: Tensor | None = None,
+    ) -> Outputs:
         wanted = {self.layer(i) for i in layers}
         maps = {self.layer(i) for i in attention_layers}
         tokens, rope = self._embed(images)
+        if keep is not None:
+            tokens, rope = self._kept(tokens, rope, keep)
         kept, attention = Layers(), Layers()
         last = max(wanted | maps, default=-1)
         for i in range(last + 1):
@@ -91,9 +99,19 @@ class TimmVit(Vit):
             attention=attention,
             num_prefix_tokens=self.num_prefix_tokens,
             has_cls=self.has_cls,
-            grid=self.grid,
+            grid=self.grid if keep is None else None,
             norm=self.final_norm,
         )
+
+    def _kept(self, tokens: Tensor, rope: Tensor | None, keep: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prefix and the patches `keep` [B, K] of tokens [B, N, D], with their rotary embeddings."""
+        patches = tokens[:, self.num_prefix_tokens :]
+        seen = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))  # [B, K, D]
+        if rope is not None:
+            if rope.ndim != 2:
+                raise ValueError(f"{type(self.model).__name__} has a rotary table a block; it cannot drop patches")
+            rope = rope[keep].unsqueeze(1)  # [B, 1, K, E], broadcast over heads
+        return torch.cat([tokens[:, : self.num_prefix_tokens], seen], dim=1), rope
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         """The norm in front of the head, [..., D] -> [..., D]: `norm`, or `fc_norm` where pooling comes first."""

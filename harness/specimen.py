@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.api import Batch, Method, Outputs, Task, Tiny, frozen
+from harness.api import Batch, Calibration, Method, Outputs, Task, Tiny, frozen
 from harness.catalogue import Entry
 from harness.config import Training
 from harness.features import Encoder
@@ -72,6 +72,25 @@ def toy_batch(size: Size, step: int, labels: bool = True) -> Batch:
     return Batch(images, classes if labels else None, torch.arange(BATCH) + step * BATCH, progress=step / 10)
 
 
+class ToyCalibration(Calibration):
+    """Noise images of the teacher's size, the same at every call."""
+
+    samples = 1000
+
+    def __init__(self, teacher: TimmVit) -> None:
+        self.teacher = teacher
+
+    @torch.no_grad()
+    def outputs(self, images: int, layers: Iterable[int], attention_layers: Iterable[int] = ()) -> Iterator[Outputs]:
+        rng = torch.Generator().manual_seed(derive("toy calibration"))
+        layers, attention_layers, left = tuple(layers), tuple(attention_layers), min(images, 8 * BATCH)
+        while left > 0:
+            yield self.teacher(
+                torch.rand(min(left, BATCH), 3, *self.teacher.image_size, generator=rng), layers, attention_layers
+            )
+            left -= BATCH
+
+
 class Rig:
     """One method on its toys, with an optimiser; it steps as training does."""
 
@@ -82,6 +101,8 @@ class Rig:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("method", seed))
             self.method = cls(student, teacher, **values).train()
+            torch.manual_seed(derive("calibrate", seed))
+            self.method.calibrate(ToyCalibration(teacher))
         self.seed = seed
 
     @functools.cached_property

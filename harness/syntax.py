@@ -17,7 +17,14 @@ POSITIONAL = {  # what __init__ takes by position, after self
     "source": ("root", "split"),
 }
 BASES = {"Method": "method", "Task": "task", "Source": "source"}
-READ = {"family": str, "cite": str, "presets": dict, "student_options": dict, "search": dict}
+READ = {
+    "family": str,
+    "cite": str,
+    "presets": dict,
+    "student_options": dict,
+    "teacher_options": dict,
+    "search": dict,
+}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

@@ -59,9 +59,15 @@ class PixelVit(Vit):
         self.layer(layer)
         return tokens
 
-    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
-        if tuple(attention_layers):
-            raise ValueError("a PixelVit has no attention")
+    def __call__(
+        self,
+        images: Tensor,
+        layers: Iterable[int] = (),
+        attention_layers: Iterable[int] = (),
+        keep: Tensor | None = None,
+    ) -> Outputs:
+        if tuple(attention_layers) or keep is not None:
+            raise ValueError("a PixelVit has no attention and drops no patches")
         patches = self._patches(torch.zeros_like(images) if self.blind else images)  # [B, P, 12]
         mean = patches.mean(dim=1)  # [B, 12]
         clean = torch.cat([mean[:, None], patches], dim=1) if self.has_cls else patches

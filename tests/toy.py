@@ -21,7 +21,7 @@ class Shape(Vit):
     def through(self, layer, tokens):
         raise NotImplementedError
 
-    def __call__(self, images, layers=(), attention_layers=()):
+    def __call__(self, images, layers=(), attention_layers=(), keep=None):
         raise NotImplementedError
 
 

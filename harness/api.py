@@ -241,6 +241,13 @@ class Method(nn.Module, abc.ABC):
         """What the method wants kept beside its student: plain numbers, strings and lists."""
         return {}
 
+    def diagnose(self, calibration: Calibration) -> dict[str, Any]:
+        """What can be told of the trained method on real images: plain numbers, strings, lists and dicts of them.
+
+        `singer-bench diagnose` asks a method that was built from its run's seed and then given its trained state.
+        """
+        return {}
+
 
 class Metric(NamedTuple):
     """unit: "fraction" (shown as a percentage), "m", "ratio", ...; direction: "up" or "down" is better.

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from harness import models
-from harness.api import Method
+from harness.api import Method, frozen
 from harness.calibration import SourceCalibration
 from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Data, steps_an_epoch
@@ -128,3 +130,24 @@ class Builder:
                 torch.manual_seed(derive("calibrate", run.info.seed))
                 method.calibrate(SourceCalibration(self.source, self.data, teacher, self.device))
             return method
+
+    def trained_method(self, run: Run, teacher: models.TimmVit) -> Method:
+        """A finished run's method, frozen, with the state that was kept beside its student.
+
+        Raises:
+            UserError: the file is missing or is not of this method.
+        """
+        method = self.method(run, self.student(run), teacher, calibrate=False)
+        path = self.workspace.student(run.id) / "method.safetensors"
+        try:
+            state = load_file(str(path), device=self.device)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{str(path)!r} cannot be read: {error}; train the run again") from error
+        found = method.to(self.device).load_state_dict(state, strict=False)
+        missing = [key for key in found.missing_keys if key.split(".")[0] not in method.training_only]
+        if missing or found.unexpected_keys:
+            raise UserError(
+                f"{str(path)!r} is not the state of {run.title}: missing {missing}, unexpected {found.unexpected_keys}"
+            )
+        frozen(method)
+        return method

@@ -31,6 +31,7 @@ from harness.specs import (
     Training,
     as_tuple,
 )
+from harness.twins import twin
 from harness.yaml_files import change, merge, read_yaml
 
 SHORT = {"methods": "method", "tasks": "task"}  # `- fitnet` is short for `- {method: fitnet}`
@@ -172,6 +173,7 @@ class _Parts:
         """Files that do not exist, and changes to the teacher that make none."""
         for place, spec in (("teacher", self.teacher), ("student", self.student)):
             yield from _missing_files(place, spec)
+        yield from _no_twin("teacher", self.teacher)
         try:
             known = catalogue(self.plugins)
         except UserError:
@@ -186,6 +188,8 @@ class _Parts:
             else:
                 if {"checkpoint", "model"} & method.teacher.keys():
                     yield from _missing_files(f"methods.{i}.teacher", changed)
+                if changed != self.teacher:
+                    yield from _no_twin(f"methods.{i}.teacher", changed)
 
     def _of_rows(self) -> Iterator[str]:
         """Rows, columns and seeds that could not be told apart."""
@@ -207,6 +211,19 @@ def _valid(kind: Any, value: Any) -> Any:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
         return None
+
+
+def _no_twin(place: str, spec: TeacherSpec | None) -> Iterator[str]:
+    """A teacher with registers that is asked for and cannot be told, or whose file does not exist."""
+    if spec is None or spec.register_teacher is None:
+        return
+    try:
+        found = twin(spec)
+    except UserError as error:
+        yield f"{place}.{error}"
+    else:
+        if spec.register_teacher.checkpoint is not None or spec.register_teacher.model is not None:
+            yield from _missing_files(f"{place}.register_teacher", found)
 
 
 def _missing_files(place: str, spec: ModelSpec | None) -> Iterator[str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.catalogue import Catalogue
 from harness.errors import UserError, no_file
-from harness.specs import EXPORTED, LOCAL, DataSpec, ModelSpec, TeacherSpec
+from harness.specs import EXPORTED, LOCAL, REPAIRS, DataSpec, ModelSpec, TeacherSpec
+from harness.twins import twin
 
 
 def _file_hash(path: Path) -> str:
@@ -30,7 +31,7 @@ def _hash_of(path: Path, changed_ns: int, size: int) -> str:
 
 def model_identity(spec: ModelSpec) -> dict[str, Any]:
     """A model's specification with its files replaced by their content."""
-    plain = spec.model_dump(mode="json", exclude={"fit", "planted"})
+    plain = spec.model_dump(mode="json", exclude={"fit", "planted", "register_teacher", *REPAIRS})
     if spec.checkpoint is not None:
         path = Path(spec.checkpoint)
         if not path.is_file():
@@ -46,12 +47,15 @@ def model_identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
-    """All that decides a teacher's tokens, as plain values."""
+    """All that decides a teacher's tokens, as plain values. A repair that is not made is not mentioned."""
+    spec = twin(spec)
     plain = model_identity(spec)
     plain["fit"] = spec.fit.model_dump(mode="json") if spec.fit else None
     # A clean teacher without planting differs from one planted at size 0, whose later blocks are blind.
     plain["planted"] = spec.planted.model_dump(mode="json") if spec.planted else None
-    return plain
+    repairs = spec.model_dump(mode="json", include=set(REPAIRS), exclude_none=True)
+    # Whole, with the settings that are None: a default that changes is another identity.
+    return {**plain, **{name: getattr(spec, name).model_dump(mode="json") for name in repairs}}
 
 
 def data_identity(known: Catalogue, data: DataSpec) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from harness.errors import UserError
 from harness.identity import data_identity, model_identity, teacher_identity
 from harness.records import RunInfo, has_record
 from harness.seeds import content_hash
+from harness.specs import REPAIRS
+from harness.twins import twin
 
 IDENTITY = 1  # raised when the harness changes what a student becomes for the same specification
 
@@ -131,7 +133,8 @@ def fit_run(experiment: Experiment, teacher: TeacherSpec) -> Run:
     """The run that trains the teacher itself, for `teacher.fit`: a student of the teacher's shape."""
     fit = teacher.fit
     assert fit is not None
-    bare = TeacherSpec.model_validate({**teacher.model_dump(), "fit": None, "planted": None, "classes": None})
+    done_to_it = dict.fromkeys(("fit", "planted", "classes", *REPAIRS))
+    bare = TeacherSpec.model_validate({**twin(teacher).model_dump(), **done_to_it})
     student = ModelSpec.model_validate(bare.model_dump(include=set(ModelSpec.model_fields)))
     changed = experiment.model_copy(update={"training": fit.training})
     spec = _spec(changed, fit.method, {}, teacher_identity(bare), student, fit.seed)
@@ -197,7 +200,7 @@ def student_runs(experiment: Experiment) -> list[Run]:
 
 
 def fit_runs(experiment: Experiment) -> list[Run]:
-    """The trainings of teachers that come before any student's; teachers that differ in planting share one."""
+    """The trainings of teachers, before any student's; teachers that differ in planting or repairs share one."""
     teachers = [experiment.teacher, *(experiment.teacher_of(method) for method in experiment.methods)]
     runs = [fit_run(experiment, teacher) for teacher in teachers if teacher.fit is not None]
     return list({run.id: run for run in runs}.values())

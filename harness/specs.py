@@ -50,6 +50,7 @@ Real = Annotated[float, BeforeValidator(_as_float)]
 Positive = Annotated[float, BeforeValidator(_as_float), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(_as_float), Field(ge=0)]
 Share = Annotated[float, BeforeValidator(_as_float), Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
 Range = Annotated[tuple[Real, Real], BeforeValidator(as_tuple)]
 Beta = Annotated[float, BeforeValidator(_as_float), Field(ge=0, lt=1)]
 FileName = Annotated[str, AfterValidator(_is_file_name)]
@@ -129,12 +130,83 @@ class Planted(Strict):
     share: Share = 0.03  # of the patches
 
 
+class RegistersAppended(Strict):
+    """Registers for a teacher that was trained without: `harness.test_time_registers` (arXiv 2506.08010)."""
+
+    images: Count = 256  # training images on which the neurons are sought
+    registers: Count = 1
+    threshold: Positive | None = None  # norm over which a token is high; None: robust z over 5.5 in its image
+    layer: int = -2  # the block after which high norms are told; default: the one before the last
+    top: Count = 10  # neurons
+    last_layer: int | None = None  # neurons are sought in blocks 0 .. last_layer; None: told by the data
+
+
+class ShiftedViews(Strict):
+    """Patch tokens averaged over views shifted by whole patches (PH-Reg's first half, arXiv 2505.21501)."""
+
+    reach: Count = 1  # the farthest shift, in patches
+    pattern: Literal["cross", "square"] = "cross"  # along one axis at a time: 4 reach + 1 views; or all of them
+
+
+class Clip(Strict):
+    """Patch norms clipped, image by image; `quantile: 0.97`, SiNGER's, where neither is given."""
+
+    quantile: Share | None = None  # of the image's patch norms
+    median: Positive | None = None  # or so many times the image's median patch norm
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_quantile_by_default(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("quantile") is None and value.get("median") is None:
+            return {**value, "quantile": 0.97}
+        return value
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Clip:
+        if self.quantile is not None and self.median is not None:
+            raise ValueError("quantile and median exclude each other; set the one that is not meant to null")
+        return self
+
+
+class Standardise(Strict):
+    """Each block's tokens standardised: PHI-S (arXiv 2410.01680) or channel by channel."""
+
+    kind: Literal["phi_s", "channel"] = "phi_s"
+    images: Count = 512  # training images that the statistics are of
+
+
+class RegisterTeacher(Strict):
+    """The teacher's twin that was trained with registers, in its place: `harness.twins`."""
+
+    model: str | None = None  # None: the twin that timm has; or the same architecture where it is trained here
+    checkpoint: str | None = None
+    pretrained: bool | None = None  # None: as the teacher itself
+    registers: Count = 4  # of a teacher that is trained here, or fresh
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> RegisterTeacher:
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError("pretrained and checkpoint exclude each other; keep the one that is meant")
+        return self
+
+
+REPAIRS = ("test_time_registers", "shifted_views", "clip", "standardise")  # in the order in which they are applied
+
+
 class TeacherSpec(ModelSpec):
-    """The teacher of a run, with what is done to it."""
+    """The teacher of a run, with what is done to it, in this order.
+
+    register_teacher replaces the model; then planted, test_time_registers, shifted_views, clip, standardise.
+    """
 
     classes: Literal["imagenet-1k"] | None = None  # map the data's wnids to the teacher's logits
     fit: Fit | None = None
+    register_teacher: RegisterTeacher | None = None
     planted: Planted | None = None
+    test_time_registers: RegistersAppended | None = None
+    shifted_views: ShiftedViews | None = None
+    clip: Clip | None = None
+    standardise: Standardise | None = None
 
     @model_validator(mode="after")
     def _fit_needs_fresh(self) -> TeacherSpec:

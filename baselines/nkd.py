@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness.api import Batch, Method, Outputs, Vit
-from harness.matching import label_term, labels_of, same_classes, without_target
+from harness.matching import label_term, labels_of, nkd_divergence, same_classes
 
 
 class NKD(Method):
@@ -35,10 +34,5 @@ class NKD(Method):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         labels = labels_of(batch)
-        ours, theirs = student.logits.float(), teacher.logits.float()
-        y = labels.unsqueeze(1)
-        target = -(theirs.softmax(dim=1).gather(1, y) * F.log_softmax(ours, dim=1).gather(1, y)).mean()
-        s, t = (without_target(z, labels) / self.temperature for z in (ours, theirs))  # [B, C - 1]
-        others = -(t.softmax(dim=1) * F.log_softmax(s, dim=1)).sum(dim=1).mean()
-        kd = target + self.gamma * self.temperature**2 * others
+        kd = nkd_divergence(student.logits, teacher.logits, labels, self.gamma, self.temperature)
         return {**label_term(student, batch, self.w_ce), "kd": kd}

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from harness.api import Batch, Method, Outputs, Vit
-from harness.matching import chosen, linear_projectors, masked_mse, match_layers, paired_tokens, reduce_layers
+from harness.matching import (
+    chosen,
+    linear_projectors,
+    masked_mse,
+    match_layers,
+    paired_tokens,
+    random_keep,
+    reduce_layers,
+)
 
 
 class RandomMask(Method):
@@ -54,10 +61,3 @@ class RandomMask(Method):
             tokens, target = paired_tokens(student, teacher, ours, theirs)  # [B, N', D_S], [B, N', D_T]
             errors.append(masked_mse(project(tokens), target, keep))
         return {"kd": self.weight * reduce_layers(errors, self.reduction)}
-
-
-def random_keep(patches: Tensor, ratio: float) -> Tensor:
-    """Which patches stay: all but round(ratio P) of each image's, [B, P, D] -> [B, P] bool."""
-    count = patches.shape[1]
-    draws = torch.rand(patches.shape[:2], device=patches.device)
-    return draws.argsort(dim=1).argsort(dim=1) >= round(ratio * count)

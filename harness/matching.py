@@ -94,9 +94,17 @@ def linear_projectors(student: Vit, teacher: Vit, count: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(student.dim, teacher.dim) for _ in range(count))
 
 
-def paired_patches(student: Outputs, teacher: Outputs, student_layer: int, teacher_layer: int) -> tuple[Tensor, Tensor]:
+def paired_normed(student: Outputs, teacher: Outputs, student_layer: int, teacher_layer: int) -> tuple[Tensor, Tensor]:
+    """`paired_tokens` after each model's final norm: [B, N', D_S] and [B, N', D_T]."""
+    theirs = paired_tokens(student, teacher, student_layer, teacher_layer, teacher.normed(teacher_layer))[1]
+    return shared_tokens(student, student_layer, teacher, student.normed(student_layer)), theirs
+
+
+def paired_patches(
+    student: Outputs, teacher: Outputs, student_layer: int, teacher_layer: int, refined: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The patches of `paired_tokens`: [B, P, D_S] and [B, P, D_T], P of the student."""
-    ours, theirs = paired_tokens(student, teacher, student_layer, teacher_layer)
+    ours, theirs = paired_tokens(student, teacher, student_layer, teacher_layer, refined)
     patches = student.tokens[student_layer].shape[1] - student.num_prefix_tokens
     return ours[:, -patches:], theirs[:, -patches:]
 
@@ -161,6 +169,53 @@ def without_target(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits of all classes but the labelled one, in order: [B, C], [B] -> [B, C - 1]."""
     others = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, others + (others >= labels.unsqueeze(1)))
+
+
+def nkd_divergence(student: Tensor, teacher: Tensor, labels: Tensor, gamma: float, temperature: float) -> Tensor:
+    """NKD's loss (arXiv 2303.13005), the mean over the batch: logits [B, C] twice, labels [B] -> scalar.
+
+    -t_y log s_y - gamma T^2 sum over c != y of t^_c log s^_c: t, s the softmax at T = 1; t^, s^ the softmax at T
+    over all classes but the labelled one.
+    """
+    ours, theirs, y = student.float(), teacher.float(), labels.unsqueeze(1)
+    target = -(theirs.softmax(dim=1).gather(1, y) * F.log_softmax(ours, dim=1).gather(1, y)).mean()
+    s, t = (without_target(z, labels) / temperature for z in (ours, theirs))  # [B, C - 1]
+    others = -(t.softmax(dim=1) * F.log_softmax(s, dim=1)).sum(dim=1).mean()
+    return target + gamma * temperature**2 * others
+
+
+def mask_share(what: str, ratio: float) -> float:
+    """`ratio` if it is a share of which something is left, in [0, 1). Raises ValueError otherwise."""
+    if not 0 <= ratio < 1:
+        raise ValueError(
+            f"{what} is {ratio}; it is the share that is masked, so give it from 0 to below 1, such as 0.5"
+        )
+    return ratio
+
+
+def random_keep(patches: Tensor, ratio: float) -> Tensor:
+    """Which patches stay: all but round(ratio P) of each image's, [B, P, D] -> [B, P] bool.
+
+    Drawn from torch's global stream, which the harness seeds at every step.
+    """
+    count = patches.shape[1]
+    draws = torch.rand(patches.shape[:2], device=patches.device)
+    return draws.argsort(dim=1).argsort(dim=1) >= round(ratio * count)
+
+
+class PatchGenerator(nn.Sequential):
+    """Convolution 3 x 3, ReLU, convolution 3 x 3 over the patches' grid: [B, P, D] -> [B, P, D].
+
+    ViTKD's and MGD's generator (arXiv 2209.02432, 2205.01529).
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.grid = grid
+
+    def forward(self, patches: Tensor) -> Tensor:
+        maps = patches.transpose(1, 2).unflatten(2, self.grid)  # [B, D, rows, columns]
+        return super().forward(maps).flatten(2).transpose(1, 2)
 
 
 def masked_mse(tokens: Tensor, target: Tensor, keep: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from harness.api import Batch
 from harness.errors import UserError, unknown
 from harness.interrupts import left_to_the_parent
 from harness.seeds import derive
-from harness.sources import Source, View, balanced_subset
+from harness.sources import Source, View, balanced_subset, hold_out
 
 _OPEN: dict[str, Source] = {}  # listing a large folder takes minutes: once a process is enough
 
@@ -35,6 +35,8 @@ class Data:
         source: registered source. name: what it is called in records (not a path).
         root: folder; None where the source needs none. train, test: split names of the source.
         image_size: pixels, square. limit: at most so many training images, every class keeping its share.
+        held_out: this share of the training split stands in for the test split, which then is never opened;
+        "train" is the rest, and `limit` holds for that rest: what is held out does not depend on it.
         options: further keyword arguments of the source. on_bad_image: "raise" or "skip" in training.
         resize, crop_share: the evaluation view, see `View`.
     """
@@ -46,6 +48,7 @@ class Data:
     test: str = "test"
     image_size: int = 64
     limit: int | None = None
+    held_out: float | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     on_bad_image: Literal["raise", "skip"] = "raise"
     resize: Literal["crop", "squash"] = "crop"
@@ -53,23 +56,37 @@ class Data:
     opened: Mapping[str, Source] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def open(self, split: str) -> Source:
-        """The source behind "train", "test" or another split name of it. `limit` holds for "train" only."""
+        """The source behind "train", "test" or another split name of it. `limit` holds for "train" only.
+
+        Raises:
+            UserError: a split that does not exist; any but "train" and "test" where images are held out.
+        """
+        if self.held_out is None:
+            found = self._split(split)
+        elif split in ("train", "test"):
+            found = hold_out(self._split("train"), self.held_out)[split == "test"]
+        else:
+            raise UserError(
+                f"split {split!r} stays closed while data.held_out is set: only the training split is read then"
+            )
+        return balanced_subset(found, self.limit) if split == "train" and self.limit is not None else found
+
+    def _split(self, split: str) -> Source:
+        """A whole split, opened once a process."""
         place = {"train": self.train, "test": self.test}.get(split, split)
         if self.opened is not None:
             if split not in self.opened:
                 raise UserError(unknown("split", split, self.opened))
-            found = self.opened[split]
-        else:
-            from harness.registry import source_class
+            return self.opened[split]
+        from harness.registry import source_class
 
-            key = json.dumps([self.source, self.root, place, dict(self.options)], sort_keys=True)
-            if key not in _OPEN:
-                cls = source_class(self.source)
-                if cls.needs_root and self.root is None:
-                    raise UserError(f"data source {self.source!r} needs data.root, the folder that holds {place!r}")
-                _OPEN[key] = cls(self.root, place, **self.options)  # type: ignore[call-arg]
-            found = _OPEN[key]
-        return balanced_subset(found, self.limit) if split == "train" and self.limit is not None else found
+        key = json.dumps([self.source, self.root, place, dict(self.options)], sort_keys=True)
+        if key not in _OPEN:
+            cls = source_class(self.source)
+            if cls.needs_root and self.root is None:
+                raise UserError(f"data source {self.source!r} needs data.root, the folder that holds {place!r}")
+            _OPEN[key] = cls(self.root, place, **self.options)  # type: ignore[call-arg]
+        return _OPEN[key]
 
     def view(self) -> View:
         """How images are brought to size when nothing may be left to chance."""
@@ -77,7 +94,9 @@ class Data:
 
     def identity(self) -> dict[str, Any]:
         """All that decides what is read, as plain values; no path of a machine."""
+        held_out = {} if self.held_out is None else {"held_out": self.held_out}  # results without it keep their ids
         return {
+            **held_out,
             "source": self.source,
             "name": self.name,
             "train": self.train,

@@ -80,6 +80,7 @@ class RunInfo(BaseModel):
     data: str  # name of the distillation data
     condition: str  # hash of all that decides the student but method, hyperparameters and seed
     hyperparameters: Plain = Field(default_factory=dict)
+    trials: Annotated[int, Field(gt=0)] | None = None  # settings tried before these were chosen; None: not tuned
     spec: Plain = Field(default_factory=dict)  # everything that was hashed into id
 
 

@@ -162,6 +162,7 @@ def _run(
         data=experiment.data.title(),
         condition=base,
         hyperparameters=shown,
+        trials=method.trials,
         spec=spec,
     )
     shared = content_hash({k: spec[k] for k in ("identity", "seed", "teacher", "data", "training")})

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vf
 
+from harness.errors import UserError
+
 
 @dataclasses.dataclass
 class Sample:
@@ -108,11 +110,39 @@ def balanced_subset(source: Source, limit: int) -> Source:
     if limit >= len(source):
         return source
     labels = source.labels()
+    ranks, _ = _within_classes(labels)
+    return Subset(source, np.sort(np.lexsort((labels, ranks))[:limit]))
+
+
+def hold_out(source: Source, share: float) -> tuple[Source, Source]:
+    """What is left of a source, and `share` of it that is held out, evenly spread over each class's samples.
+
+    The same samples on every machine: it depends on the source and the share alone. Of every class with two
+    samples or more, at least one is held out and at least one is left; a class of one is left.
+
+    Raises:
+        UserError: no class has two samples.
+    """
+    labels = source.labels()
+    ranks, sizes = _within_classes(labels)
+    count = np.clip(np.round(sizes * share).astype(np.int64), np.minimum(1, sizes - 1), sizes - 1)  # of its class
+    held = (ranks + 1) * count // sizes > ranks * count // sizes  # [len]; of each class exactly `count`
+    if not held.any():
+        raise UserError(
+            f"{share:g} of the training split cannot be held out: none of its classes has two images; "
+            "give more images, or leave data.held_out out"
+        )
+    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def _within_classes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each sample's number within its class, in the source's order, and its class's size: [len], [len]."""
     order = np.argsort(labels, kind="stable")
-    ranks = np.empty(len(labels), dtype=np.int64)  # a sample's number within its class
+    ranks = np.empty(len(labels), dtype=np.int64)
     starts = np.searchsorted(labels[order], labels[order])
     ranks[order] = np.arange(len(labels)) - starts
-    return Subset(source, np.sort(np.lexsort((labels, ranks))[:limit]))
+    _, of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return ranks, sizes[of]
 
 
 @dataclasses.dataclass(frozen=True)

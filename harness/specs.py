@@ -240,6 +240,7 @@ class DataSpec(Strict):
     test: str = "test"
     image_size: Annotated[int, Field(gt=0)] = 64
     limit: Annotated[int, Field(gt=0)] | None = None
+    held_out: Annotated[float, BeforeValidator(_as_float), Field(gt=0, lt=1)] | None = None  # share of train, for test
     options: dict[str, Any] = Field(default_factory=dict)
     on_bad_image: Literal["raise", "skip"] = "raise"
     resize: Literal["crop", "squash"] = "crop"
@@ -247,20 +248,27 @@ class DataSpec(Strict):
     augment: AugmentSpec | None = AugmentSpec()
 
     def title(self) -> str:
-        return self.name or (Path(self.root).resolve().name if self.root else self.source)
+        name = self.name or (Path(self.root).resolve().name if self.root else self.source)
+        return name if self.held_out is None else f"{name}, {self.held_out:g} of {self.train} held out"
 
     def identity(self) -> dict[str, Any]:
         """All that decides what is read; no path of a machine."""
-        return {**self.model_dump(mode="json", exclude={"root", "name", "on_bad_image"}), "name": self.title()}
+        unsaid = {"root", "name", "on_bad_image"} | ({"held_out"} if self.held_out is None else set())
+        return {**self.model_dump(mode="json", exclude=unsaid), "name": self.title()}
 
 
 class MethodSpec(Strict):
-    """One row of the table: a method, its hyperparameters, and, for controls, another teacher."""
+    """One row of the table: a method, its hyperparameters, and, for controls, another teacher.
+
+    search and trials change no run: they say where `singer-bench tune` looks, and how long it has looked.
+    """
 
     method: str
     label: str | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     teacher: dict[str, Any] = Field(default_factory=dict)  # changes to the experiment's teacher
+    search: Options | None = None  # changes to the method's search spaces: harness.search
+    trials: Annotated[int, Field(gt=0)] | None = None  # settings among which these hyperparameters were chosen
 
     def title(self) -> str:
         return self.label or self.method

@@ -9,7 +9,7 @@ from PIL import Image
 
 from harness.data import Augment, Data, batch_indices, batches, steps_an_epoch
 from harness.errors import UserError
-from harness.sources import Sample, Source, View, balanced_subset
+from harness.sources import Sample, Source, View, balanced_subset, hold_out
 
 
 class Numbered(Source):
@@ -158,6 +158,64 @@ def test_a_limit_keeps_every_classes_share():
     assert part.sample_name(0) == "n0.png" and part.read(9).label == part.labels()[9]
     assert balanced_subset(source, 31) is source
     assert part.identity() != source.identity() != balanced_subset(source, 11).identity()
+
+
+class Labelled(Numbered):
+    """As many samples of each class as are said, class by class."""
+
+    name = "labelled"
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(sum(sizes), classes=len(sizes))
+        self.sizes = sizes
+
+    def labels(self):
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+def test_what_is_held_out_is_a_share_of_every_class_and_in_no_other_part(share):
+    source = Labelled(40, 1, 2, 25)
+    kept, held = hold_out(source, share)
+    names = [{part.sample_name(i) for i in range(len(part))} for part in (kept, held)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 68
+    counts = np.bincount(held.labels(), minlength=4)
+    assert counts.tolist() == [round(40 * share), 0, 1, min(24, round(25 * share))]
+    ranks = held.indices[held.labels() == 0]
+    assert ranks[-1] > 40 * (1 - share) / 2  # spread over the class, not its beginning
+
+
+def test_the_same_images_are_held_out_whatever_the_limit_and_the_test_split_stays_closed():
+    class Closed(Numbered):
+        name = "closed"
+
+        def __getattribute__(self, name):
+            raise AssertionError("the test split was looked at")
+
+    opened = {"train": Numbered(60), "test": Closed.__new__(Closed)}
+    data = [
+        Data(source="in-memory", name="x", opened=opened, held_out=0.1, limit=limit, test="validation")
+        for limit in (None, 54, 12)
+    ]
+    tests = [d.open("test") for d in data]
+    assert {t.identity() for t in tests} == {hold_out(Numbered(60), 0.1)[1].identity()} and len(tests[0]) == 6
+    assert [len(d.open("train")) for d in data] == [54, 54, 12]
+    names = [tests[0].sample_name(i) for i in range(6)]
+    assert not set(names) & {data[2].open("train").sample_name(i) for i in range(12)}
+    for split in ("validation", "novel"):
+        with pytest.raises(UserError, match=f"split '{split}' stays closed while data.held_out is set"):
+            data[0].open(split)
+
+
+def test_what_is_held_out_is_part_of_the_datas_identity_only_where_it_is():
+    plain, held = Data(source="x", name="x"), Data(source="x", name="x", held_out=0.1)
+    assert held.identity() == {**plain.identity(), "held_out": 0.1}
+    assert "held_out" not in plain.identity()
+
+
+def test_nothing_can_be_held_out_of_classes_of_one_image():
+    with pytest.raises(UserError, match=r"0\.1 of the training split cannot be held out: none of its classes has two"):
+        hold_out(Labelled(1, 1, 1), 0.1)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])

@@ -74,6 +74,23 @@ def of(method: Any, **changes: Any) -> str:
 # ---- identity
 
 
+def test_ids_of_results_that_exist_stay():
+    """Settings that came later are left out of what is hashed while they have their defaults."""
+    here = experiment()
+    assert next(run.id for run in student_runs(here)) == "aa82ee67ee6912d0"
+    assert condition(here) == "9c020221906e72b4"
+
+
+def test_search_spaces_and_trials_are_part_of_no_identity_and_what_is_held_out_is():
+    tuned = {"method": "fitnet", "trials": 16, "search": {"weight": ["log", 0.1, 10.0]}}
+    assert of(tuned) == of("fitnet") != of("fitnet", data={"held_out": 0.1})
+    (run,) = student_runs(experiment(methods=[tuned]))
+    assert run.info.trials == 16 and student_runs(experiment())[0].info.trials is None
+    held = student_runs(experiment(data={"held_out": 0.1}))[0]
+    assert held.info.data == "scenes, 0.1 of train held out"
+    assert task_runs(experiment(data={"held_out": 0.1}))[0].key != task_runs(experiment())[0].key
+
+
 @pytest.mark.parametrize(
     "changes",
     [

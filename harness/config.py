@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from harness.catalogue import Catalogue, catalogue
 from harness.errors import ConfigError, UserError, no_file
+from harness.search import spaces
 from harness.sentences import sentences
 from harness.specs import (
     EXPORTED,
@@ -161,6 +162,12 @@ class _Parts:
         places += [(place, "source", data.source, data.options) for place, data in sources.items() if data]
         if self.teacher is not None and self.teacher.fit is not None:
             places.append(("teacher.fit", "method", self.teacher.fit.method, {}))
+        for i, method in self.methods.items():
+            if method.search is not None and method.method in known.methods:
+                try:
+                    spaces(known, method)
+                except ConfigError as error:
+                    yield from (f"methods.{i}.{mistake}" for mistake in error.mistakes)
         for place, kind, name, given in places:
             try:
                 known.resolve(kind, name, given)

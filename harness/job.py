@@ -110,7 +110,7 @@ class Job:
         teacher = self.builder.teacher(group.runs[0].teacher)
         members = [self._member(run, teacher) for run in group.runs]
         an_epoch = steps_an_epoch(len(self.builder.source), training.batch_size)
-        steps = training.steps or max(1, round((training.epochs or 0) * an_epoch))
+        steps = training.steps_of(an_epoch)
         runtime = self.experiment.runtime
         trained = train.Group(members, teacher, training, steps, an_epoch, self.device, runtime.log_steps)
         folder = self._resume(planned, trained)

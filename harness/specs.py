@@ -113,6 +113,10 @@ class Training(Strict):
             raise ValueError(f"give either epochs or steps; {'neither is' if self.steps is None else 'both are'} given")
         return self
 
+    def steps_of(self, an_epoch: int) -> int:
+        """How many steps it takes, where an epoch has so many."""
+        return self.steps or max(1, round((self.epochs or 0) * an_epoch))
+
 
 class Fit(Strict):
     """A teacher that is trained here first, on the experiment's data, and kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, cat
@@ -49,10 +50,15 @@ class NormClip(Method):
         self.projectors = linear_projectors(student, teacher, len(self.of_teacher))
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        errors = []
+        clipped, errors = self.targets(teacher), []
         for ours, theirs, project in zip(self.of_student, self.of_teacher, self.projectors, strict=True):
-            prefix = teacher.tokens[theirs][:, : teacher.num_prefix_tokens]
-            clipped = cat([prefix, clip_norms(teacher.patches(theirs), self.quantile)], dim=1)
-            tokens, target = paired_tokens(student, teacher, ours, theirs, clipped)
+            tokens, target = paired_tokens(student, teacher, ours, theirs, clipped[theirs])
             errors.append(F.mse_loss(project(tokens).float(), target.float()))
         return {"kd": self.weight * reduce_layers(errors, self.reduction)}
+
+    def targets(self, teacher: Outputs) -> Mapping[int, Tensor]:
+        return {layer: self._clipped(teacher, layer) for layer in self.of_teacher}
+
+    def _clipped(self, teacher: Outputs, layer: int) -> Tensor:
+        prefix = teacher.tokens[layer][:, : teacher.num_prefix_tokens]
+        return cat([prefix, clip_norms(teacher.patches(layer), self.quantile)], dim=1)  # [B, N, D]

@@ -58,6 +58,10 @@ class TargetNorm(Method):
             errors.append(self._distance(project(tokens).float(), self._normalised(target.float())))
         return {"kd": self.weight * reduce_layers(errors, self.reduction)}
 
+    def targets(self, teacher: Outputs) -> Mapping[int, Tensor]:
+        """Of the teacher's own grid; `losses` normalises after resampling, where the student's grid is another."""
+        return {layer: self._normalised(teacher.tokens[layer].float()) for layer in self.of_teacher}
+
     def _normalised(self, target: Tensor) -> Tensor:
         if self.kind == "layernorm":
             return F.layer_norm(target, target.shape[-1:])

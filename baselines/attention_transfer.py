@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,10 @@ class AttentionTransfer(Method):
     name = "attention_transfer"
     family = "feature"
     cite = "Zagoruyko and Komodakis 2017, arXiv 1612.03928"
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 100.0, 10000.0),
+        "w_ce": ("uniform", 0.0, 2.0),
+    }
 
     def __init__(
         self,

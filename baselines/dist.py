@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +24,10 @@ class DIST(Method):
     name = "dist"
     family = "vanilla"
     cite = "Huang et al. 2022, arXiv 2205.10536"
+    search: ClassVar[Mapping[str, Any]] = {
+        "beta": ("log", 0.25, 4.0),
+        "gamma": ("log", 0.25, 4.0),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, beta: float = 1.0, gamma: float = 1.0, w_ce: float = 1.0) -> None:
         super().__init__(student, teacher)

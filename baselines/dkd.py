@@ -31,6 +31,11 @@ class DKD(Method):
     family = "vanilla"
     cite = "Zhao et al. 2022, arXiv 2203.08679"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"dkd_small_images": {"beta": 8.0, "temperature": 4.0}}
+    search: ClassVar[Mapping[str, Any]] = {
+        "alpha": ("log", 0.25, 4.0),
+        "beta": ("log", 0.1, 10.0),
+        "temperature": ("log", 0.5, 4.0),
+    }
 
     def __init__(
         self,

@@ -32,6 +32,9 @@ class FitNet(Method):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fitnet_published": {"layers": (11, 17, 23), "reduction": "sum", "weight": 10.0}
     }
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

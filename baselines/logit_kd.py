@@ -28,6 +28,10 @@ class LogitKD(Method):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "logit_kd_small_images": {"temperature": 4.0, "w_ce": 0.1, "w_kd": 0.9}
     }
+    search: ClassVar[Mapping[str, Any]] = {
+        "temperature": ("log", 0.5, 8.0),
+        "w_kd": ("log", 0.05, 5.0),
+    }
 
     def __init__(
         self, student: Vit, teacher: Vit, *, temperature: float = 1.0, w_ce: float = 0.5, w_kd: float = 0.5

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from harness.api import Batch, Method, Outputs, Vit
@@ -24,6 +27,10 @@ class NKD(Method):
     name = "nkd"
     family = "vanilla"
     cite = "Yang et al. 2023, arXiv 2303.13005"
+    search: ClassVar[Mapping[str, Any]] = {
+        "gamma": ("log", 0.25, 4.0),
+        "temperature": ("log", 0.5, 4.0),
+    }
 
     def __init__(
         self, student: Vit, teacher: Vit, *, gamma: float = 1.0, temperature: float = 1.0, w_ce: float = 1.0

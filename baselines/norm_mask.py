@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -36,6 +37,12 @@ class NormMask(Method):
     name = "norm_mask"
     family = "masking"
     cite = "control; quantile of SiNGER, arXiv 2509.20986"
+    search: ClassVar[Mapping[str, Any]] = {
+        "rule": ("choice", "quantile", "robust_z"),
+        "quantile": ("uniform", 0.9, 0.995),
+        "max_z": ("log", 3.0, 10.0),
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +25,10 @@ class PKT(Method):
     name = "pkt"
     family = "relation"
     cite = "Passalis and Tefas 2018, arXiv 1803.10837"
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 3000.0, 300000.0),
+        "w_ce": ("uniform", 0.0, 2.0),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, weight: float = 30000.0, w_ce: float = 1.0) -> None:
         super().__init__(student, teacher)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -35,6 +36,10 @@ class RandomMask(Method):
     name = "random_mask"
     family = "masking"
     cite = "control"
+    search: ClassVar[Mapping[str, Any]] = {
+        "ratio": ("uniform", 0.1, 0.9),
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +23,10 @@ class RKD(Method):
     name = "rkd"
     family = "relation"
     cite = "Park et al. 2019, arXiv 1904.05068"
+    search: ClassVar[Mapping[str, Any]] = {
+        "w_distance": ("log", 2.5, 250.0),
+        "w_angle": ("log", 5.0, 500.0),
+    }
 
     def __init__(
         self, student: Vit, teacher: Vit, *, w_distance: float = 25.0, w_angle: float = 50.0, w_ce: float = 1.0

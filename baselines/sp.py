@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +22,10 @@ class SP(Method):
     name = "sp"
     family = "relation"
     cite = "Tung and Mori 2019, arXiv 1907.09682"
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 300.0, 30000.0),
+        "w_ce": ("uniform", 0.0, 2.0),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, weight: float = 3000.0, w_ce: float = 1.0) -> None:
         super().__init__(student, teacher)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +31,10 @@ class SRD(Method):
     name = "srd"
     family = "projector"
     cite = "Miles and Mikolajczyk 2023, arXiv 2303.11098"
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 0.1, 10.0),
+        "w_ce": ("uniform", 0.0, 2.0),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, weight: float = 1.0, w_ce: float = 1.0) -> None:
         super().__init__(student, teacher)

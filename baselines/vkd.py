@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +32,10 @@ class VkD(Method):
     name = "vkd"
     family = "projector"
     cite = "Miles et al. 2024, arXiv 2403.06213"
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 0.1, 10.0),
+        "w_ce": ("uniform", 0.0, 2.0),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, weight: float = 1.0, w_ce: float = 1.0) -> None:
         super().__init__(student, teacher)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +39,10 @@ class AttnDistill(Method):
     name = "attn_distill"
     family = "feature"
     cite = "Wang et al. 2022, arXiv 2210.00944"
+    search: ClassVar[Mapping[str, Any]] = {
+        "temperature": ("log", 1.0, 100.0),
+        "w_attention": ("log", 0.01, 1.0),
+    }
 
     def __init__(
         self,

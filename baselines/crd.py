@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class CRD(Method):
     bank_student: Tensor
     bank_teacher: Tensor
     z: Tensor
+    search: ClassVar[Mapping[str, Any]] = {
+        "temperature": ("log", 0.02, 0.25),
+        "weight": ("log", 0.08, 8.0),
+        "negatives": ("choice", 1024, 4096, 16384),
+    }
 
     def __init__(
         self,

@@ -35,6 +35,9 @@ class DeiTHard(Method):
     family = "vanilla"
     cite = "Touvron et al. 2021, arXiv 2012.12877"
     student_options: ClassVar[Mapping[str, Any]] = {"reg_tokens": 1}
+    search: ClassVar[Mapping[str, Any]] = {
+        "alpha": ("uniform", 0.1, 0.9),
+    }
 
     def __init__(self, student: Vit, teacher: Vit, *, alpha: float = 0.5) -> None:
         super().__init__(student, teacher)

@@ -29,7 +29,7 @@ class LogitKD(Method):
         "logit_kd_small_images": {"temperature": 4.0, "w_ce": 0.1, "w_kd": 0.9}
     }
     search: ClassVar[Mapping[str, Any]] = {
-        "temperature": ("log", 0.5, 8.0),
+        "temperature": ("log", 0.5, 4.0),
         "w_kd": ("log", 0.05, 5.0),
     }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,11 @@ class MaskedKD(Method):
     name = "maskedkd"
     family = "masking"
     cite = "Son et al. 2023, arXiv 2302.10494"
+    search: ClassVar[Mapping[str, Any]] = {
+        "keep_share": ("uniform", 0.25, 0.75),
+        "temperature": ("log", 0.5, 4.0),
+        "w_kd": ("log", 0.05, 5.0),
+    }
 
     def __init__(
         self,

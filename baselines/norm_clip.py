@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, cat
 from torch.nn import functional as F
@@ -30,6 +30,10 @@ class NormClip(Method):
     name = "norm_clip"
     family = "clipping"
     cite = "control; quantile of SiNGER, arXiv 2509.20986"
+    search: ClassVar[Mapping[str, Any]] = {
+        "quantile": ("uniform", 0.9, 0.995),
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

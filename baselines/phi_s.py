@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class PhiS(Method):
 
     shift: Tensor
     matrix: Tensor
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

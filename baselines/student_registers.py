@@ -29,6 +29,9 @@ class StudentRegisters(Method):
     family = "registers"
     cite = "Darcet et al. 2023, arXiv 2309.16588"
     student_options: ClassVar[Mapping[str, Any]] = {"reg_tokens": 4}
+    search: ClassVar[Mapping[str, Any]] = {
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

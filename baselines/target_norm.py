@@ -30,6 +30,11 @@ class TargetNorm(Method):
     family = "clipping"
     cite = "control; LayerNorm'd or unit-norm targets"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"target_norm_l2": {"kind": "l2"}}
+    search: ClassVar[Mapping[str, Any]] = {
+        "kind": ("choice", "layernorm", "l2"),
+        "loss": ("choice", "mse", "cosine", "smooth_l1"),
+        "weight": ("log", 0.1, 10.0),
+    }
 
     def __init__(
         self,

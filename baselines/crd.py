@@ -41,15 +41,15 @@ class CRD(Method):
     family = "relation"
     cite = "Tian et al. 2020, arXiv 1910.10699"
     training_only: ClassVar[tuple[str, ...]] = ("bank_student", "bank_teacher", "z")
-
-    bank_student: Tensor
-    bank_teacher: Tensor
-    z: Tensor
     search: ClassVar[Mapping[str, Any]] = {
         "temperature": ("log", 0.02, 0.25),
         "weight": ("log", 0.08, 8.0),
         "negatives": ("choice", 1024, 4096, 16384),
     }
+
+    bank_student: Tensor
+    bank_teacher: Tensor
+    z: Tensor
 
     def __init__(
         self,

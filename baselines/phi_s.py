@@ -40,12 +40,12 @@ class PhiS(Method):
     name = "phi_s"
     family = "standardise"
     cite = "Ranzinger et al. 2024, arXiv 2410.01680"
-
-    shift: Tensor
-    matrix: Tensor
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),
     }
+
+    shift: Tensor
+    matrix: Tensor
 
     def __init__(
         self,

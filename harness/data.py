@@ -232,5 +232,6 @@ def batches(
         images, labels, index = tensors
         images = images.to(device, non_blocking=True).float().div_(255)
         labels = None if (labels < 0).any() else labels.to(device, non_blocking=True)
+        index = index.to(device, non_blocking=True)
         batch = Batch(images, labels, index, progress=number / steps)
         yield batch, len(broken)

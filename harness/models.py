@@ -31,7 +31,11 @@ FRESH = "vit_tiny_patch16_224"  # the architecture whose width, depth, heads and
 
 
 class TimmVit(Vit):
-    """A timm ViT behind the contract. `model` is the module itself; the harness owns and optimises it."""
+    """A timm ViT behind the contract. `model` is the module itself; the harness owns and optimises it.
+
+    `registers` zero tokens behind the model's own prefix go through every block and are left out before the head:
+    places for what `harness.register_neurons` moves off the patches.
+    """
 
     def __init__(
         self,
@@ -39,12 +43,13 @@ class TimmVit(Vit):
         mean: Sequence[float],
         std: Sequence[float],
         classes: Sequence[int] | None = None,
+        registers: int = 0,
     ) -> None:
-        self.model = model
+        self.model, self.registers = model, registers
         self.depth = len(model.blocks)
         self.dim = model.embed_dim
         self.num_classes = model.num_classes if classes is None else len(classes)
-        self.num_prefix_tokens = model.num_prefix_tokens
+        self.num_prefix_tokens = model.num_prefix_tokens + registers
         self.has_cls = model.cls_token is not None
         embed = cast(Any, model.patch_embed)
         self.grid = tuple(embed.grid_size)
@@ -120,14 +125,19 @@ class TimmVit(Vit):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] of any size -> the model's own size, mean and standard deviation."""
-        if tuple(images.shape[-2:]) != self.image_size:
-            images = F.interpolate(
-                images, size=self.image_size, mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 1)
+        images = resized(images, self.image_size)
         self._shift, self._scale = self._shift.to(images.device), self._scale.to(images.device)
         return (images - self._shift) / self._scale
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        tokens, rope = self._embedded(images)
+        if self.registers:
+            own = self.model.num_prefix_tokens
+            empty = tokens.new_zeros(len(tokens), self.registers, self.dim)  # [B, R, D]
+            tokens = torch.cat([tokens[:, :own], empty, tokens[:, own:]], dim=1)
+        return tokens, rope
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         model = cast(Any, self.model)
         x = model.patch_embed(self.normalise(images))
         if isinstance(self.model, Eva):
@@ -153,6 +163,8 @@ class TimmVit(Vit):
         return self.model.blocks[layer](tokens, **self._rope_of(layer, rope))
 
     def _head(self, tokens: Tensor) -> Tensor:
+        if self.registers:
+            tokens = torch.cat([tokens[:, : self.model.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]], dim=1)
         logits = self.model.forward_head(self.model.norm(tokens))
         if self._classes is None:
             return logits
@@ -176,6 +188,13 @@ class TimmVit(Vit):
             attn.fused_attn = fused
             hook.remove()
         return caught[0]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] at `size` (height, width) in pixels."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def as_vit(

@@ -46,14 +46,15 @@ class _Planting(nn.Module):
 
     def __init__(self, block: nn.Module, direction: Tensor, size: float, share: float, prefix: int) -> None:
         super().__init__()
-        self.block, self.size, self.share, self.prefix = block, size, share, prefix
+        self.block, self.size, self.share = block, size, share
+        self.num_prefix_tokens = prefix  # as timm's attentions call it, so that appended registers are counted
         self.register_buffer("direction", direction)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         tokens = self.block(x, **kwargs)
-        norms = tokens[:, self.prefix :].norm(dim=-1)  # [B, P]
+        norms = tokens[:, self.num_prefix_tokens :].norm(dim=-1)  # [B, P]
         count = max(1, round(self.share * norms.shape[1]))
-        places = norms.topk(count, dim=1, largest=False).indices + self.prefix  # [B, count]
+        places = norms.topk(count, dim=1, largest=False).indices + self.num_prefix_tokens  # [B, count]
         height = self.size * norms.median(dim=1).values  # [B]
         mark = torch.zeros(tokens.shape[:2], dtype=tokens.dtype, device=tokens.device)
         mark.scatter_(1, places, height[:, None].expand(-1, count).to(tokens.dtype))

@@ -135,13 +135,13 @@ class Planted(Strict):
 
 
 class RegistersAppended(Strict):
-    """Registers for a teacher that was trained without: `harness.test_time_registers` (arXiv 2506.08010)."""
+    """Registers for a teacher that was trained without: `harness.register_neurons` (arXiv 2506.08010)."""
 
     images: Count = 256  # training images on which the neurons are sought
     registers: Count = 1
     threshold: Positive | None = None  # norm over which a token is high; None: robust z over 5.5 in its image
     layer: int = -2  # the block after which high norms are told; default: the one before the last
-    top: Count = 10  # neurons
+    top: Count | None = None  # neurons; None: the published share of all that are searched
     last_layer: int | None = None  # neurons are sought in blocks 0 .. last_layer; None: told by the data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -151,6 +152,56 @@ def demo(workspace: WorkspaceOption = None, settings: Settings = None, quiet: Qu
 
 
 @app.command()
+def tune(
+    config: Config,
+    trials: Annotated[int, typer.Option(metavar="N", help="Settings a method; the first is its own.")],
+    seed: Annotated[int, typer.Option(help="Of the settings.")] = 0,
+    sampler: Annotated[str, typer.Option(help="sobol or random.")] = "sobol",
+    halving: Annotated[
+        int | None,
+        typer.Option(metavar="ETA", help="Short trainings first; the best 1/ETA go on to longer ones."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="TASK.METRIC", help="What decides. Default: the first task's first ranked.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Of the trainings. Default: the experiment's first.")
+    ] = None,
+    settings: Settings = None,
+    plugin: Plugins = None,
+    workspace: WorkspaceOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: tuned.yaml in the workspace.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Choose every method's hyperparameters with equal budgets, on held-out training images."""
+    experiment = _experiment(config, settings, plugin)
+    from harness.interrupts import Interrupted
+    from harness.progress import Console
+    from harness.tune import Plan
+    from harness.tune import tune as tuned
+    from harness.tuned import not_itself, without_result, write_tuned
+    from harness.tuned import table as described
+
+    if seeds is not None and not all(part.strip().isdecimal() for part in seeds.split(",")):
+        raise UserError(f"--seeds is {seeds!r}; give whole numbers with commas between, such as 0,1")
+    chosen = None if seeds is None else tuple(dict.fromkeys(int(part) for part in seeds.split(",")))
+    console, place = Console(quiet), _workspace(experiment, workspace)
+    file = not_itself(output or place.root / "tuned.yaml", config)
+    try:
+        found = tuned(experiment, place, Plan(trials, seed, sampler, halving, metric, chosen), console)
+    except Interrupted as signal:
+        console.say(f"stopped by {signal}; everything is saved, the same command goes on")
+        raise typer.Exit(130) from None
+    write_tuned(found, config, settings or (), [str(p) for p in plugin or ()], file)
+    print(f"{described(found)}\n\n{file}: `singer-bench run {shlex.quote(str(file))}` trains and tests what was chosen")
+    if failed := without_result(found):
+        print(f"every trial failed of {', '.join(failed)}: they stay as they were", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(config: Config, settings: Settings = None, workspace: WorkspaceOption = None, plugin: Plugins = None) -> None:
     """What would run, in which groups; what is done."""
     from harness.results import plan as described
@@ -182,6 +233,10 @@ def table(
     chart: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the first metric as bars: a .png, .svg or .pdf.")
     ] = None,
+    gap: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LOW HIGH", help="Two rows: how much of the gap between them every row recovers."),
+    ] = None,
 ) -> None:
     """The leaderboard of a workspace."""
     from harness.records import write_atomic
@@ -193,7 +248,7 @@ def table(
     if not workspace.is_dir():
         raise UserError(f"no workspace {str(workspace)!r}; `singer-bench run CONFIG` makes one")
     chosen: Any = metrics if metrics in ("primary", "all") else [m.strip() for m in metrics.split(",")]
-    board = load(workspace, metrics=chosen, costs=costs)
+    board = load(workspace, metrics=chosen, costs=costs, gap=gap)
     if chart is not None:
         from leaderboard.chart import chart as draw
 

@@ -82,6 +82,7 @@ class Row:
         runs: their ids, one a seed. average_rank: mean rank over the primary columns among the complete
         rows, 1 is best; None for a row that is not complete, a bound, or a reported one.
         borrowed: a bound of another condition, shown here because it is of the same model.
+        trials: settings among which its hyperparameters were chosen; None: it was not tuned.
     """
 
     label: str
@@ -93,6 +94,7 @@ class Row:
     average_rank: float | None
     costs: Costs
     borrowed: bool
+    trials: int | None = None
 
     @property
     def competes(self) -> bool:
@@ -101,14 +103,25 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gap:
+    """What each row recovers of the gap from row `low` to row `high` in one column: 1 is all of it, None unknown."""
+
+    low: str
+    high: str
+    column: Column
+    cells: tuple[Cell | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
-    """A table. cells[i][j] belongs to rows[i] and columns[j]; None where nothing was measured."""
+    """A table. cells[i][j] belongs to rows[i] and columns[j]; None where nothing was measured. gaps: if asked for."""
 
     key: SectionKey
     condition: str  # short
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     cells: tuple[tuple[Cell | None, ...], ...]
+    gaps: tuple[Gap, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

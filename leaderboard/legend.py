@@ -12,7 +12,7 @@ MOST_ROWS, MOST_TASKS = 12, 8  # of the missing that are named; a line of hundre
 
 def legend(section: Section, costs: bool, best: str, bound: str) -> list[str]:
     """Sentences, plain text. best, bound: how the format marks them, e.g. "bold" and "in italics"."""
-    lines = [*_spread(section), *_signs(section, best, bound), *_ranks(section)]
+    lines = [*_spread(section), *_signs(section, best, bound), *_ranks(section), *_trials(section), *_gaps(section)]
     if costs:
         lines.append(
             "Costs are means over a row's students: own s, the student's own training; teacher s, the teacher's "
@@ -68,6 +68,32 @@ def _ranks(section: Section) -> Iterator[str]:
     if any(row.competes and row.average_rank is None for row in section.rows):
         text += f" Only rows with a number in every such column are ranked, against one another; {DASH} for the others."
     yield text
+
+
+def has_trials(section: Section) -> bool:
+    """Whether the table has a column of trials: where a row was tuned."""
+    return any(row.trials is not None for row in section.rows)
+
+
+def _trials(section: Section) -> Iterator[str]:
+    if has_trials(section):
+        yield (
+            "trials: settings among which a row's hyperparameters were chosen, the method as it was configured among "
+            f"them; {DASH}: it was not tuned."
+        )
+
+
+def _gaps(section: Section) -> Iterator[str]:
+    for low, high in dict.fromkeys((gap.low, gap.high) for gap in section.gaps):
+        yield (
+            f"recovered: (row - low) / (high - low), low: {low}, high: {high}, of the means over the seeds that all "
+            "three have; ± is the sample standard deviation over seeds of each seed's own share, and is left out for "
+            "one seed and where some seed's gap is not larger than the gap's spread over seeds."
+        )
+        if any(cell is None for gap in section.gaps for cell in gap.cells):
+            yield (
+                f"{DASH} under recovered: a number is missing, or high is not better than low by more than that spread."
+            )
 
 
 def _protocols(section: Section) -> Iterator[str]:

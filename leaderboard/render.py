@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from tabulate import tabulate
 
 from harness.errors import UserError, unknown
-from leaderboard.board import Cell, Column, Costs, Leaderboard, Row, Section
+from leaderboard.board import Cell, Column, Costs, Gap, Leaderboard, Row, Section
 from leaderboard.labels import DASH, clean
-from leaderboard.legend import has_ranks, legend, problems
+from leaderboard.legend import has_ranks, has_trials, legend, problems
 from leaderboard.markup import MARKUPS, Markup, escape_csv
 from leaderboard.numbers import NumberFormat, number_format, shown_unit, three_digits
 
@@ -55,16 +55,21 @@ def heading(section: Section) -> str:
 
 
 def _page(section: Section, costs: bool, markup: Markup) -> str:
-    header = ["method", "seeds", *(_title(column) for column in section.columns)]
+    header = ["method", "seeds", *["trials"] * has_trials(section), *(_title(column) for column in section.columns)]
+    header += [f"{gap.column.title} {clean(gap.column.metric)} recovered (%)" for gap in section.gaps]
     header += ["avg. rank"] * has_ranks(section) + list(COSTS) * costs
     formats = [
         number_format(column.unit, [line[j].mean for line in section.cells if line[j]])  # type: ignore[union-attr]
         for j, column in enumerate(section.columns)
     ]
+    shares = [number_format("fraction", [cell.mean for cell in gap.cells if cell]) for gap in section.gaps]
     body = []
-    for row, cells in zip(section.rows, section.cells, strict=True):
+    for i, (row, cells) in enumerate(zip(section.rows, section.cells, strict=True)):
         line = [_label(row, markup), str(len(row.runs))]
+        line += [markup.escape(DASH if row.trials is None else str(row.trials))] * has_trials(section)
         line += [_cell(cell, how, len(row.runs), markup) for cell, how in zip(cells, formats, strict=True)]
+        for gap, how in zip(section.gaps, shares, strict=True):
+            line.append(_cell(gap.cells[i], how, len(row.runs), markup))
         if has_ranks(section):
             line.append(markup.escape(DASH if row.average_rank is None else f"{row.average_rank:.2f}"))
         body.append(line + [markup.escape(text) for text in _costs(row.costs)] * costs)
@@ -120,25 +125,34 @@ def _costs(costs: Costs) -> list[str]:
 def _csv(board: Leaderboard) -> str:
     """One header for all sections; a column that a section does not have is empty there."""
     columns = list({column.name: column for section in board.sections for column in section.columns}.values())
-    header = ["teacher", "student", "data", "condition", "label", "method", "kind", "origin", "seeds", "avg_rank"]
+    tuned = any(has_trials(section) for section in board.sections)
+    header = ["teacher", "student", "data", "condition", "label", "method", "kind", "origin", "seeds"]
+    header += ["trials"] * tuned + ["avg_rank"]
     for column in columns:
         name = f"{column.title} {column.metric} ({column.unit})"
         header += [f"{name} mean", f"{name} std", f"{name} n"]
+    gaps = list({_gap_name(gap): gap for section in board.sections for gap in section.gaps})
+    header += [f"{name} {part}" for name in gaps for part in ("mean", "std", "n")]
     costs = [field.name for field in dataclasses.fields(Costs)] if board.costs else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([escape_csv(name) for name in [*header, *costs]])
     for section in board.sections:
-        for row, cells in zip(section.rows, section.cells, strict=True):
+        for i, (row, cells) in enumerate(zip(section.rows, section.cells, strict=True)):
             names = [*section.key[:3], section.condition, row.label, row.method, row.kind, row.origin]
             line: list[object] = [escape_csv(name) if name else "" for name in names]
-            line += [len(row.runs), row.average_rank]
+            line += [len(row.runs), *[row.trials] * tuned, row.average_rank]
             found = {column.name: cell for column, cell in zip(section.columns, cells, strict=True)}
-            for column in columns:
-                cell = found.get(column.name)
+            shares = {_gap_name(gap): gap.cells[i] for gap in section.gaps}
+            for cell in [*(found.get(column.name) for column in columns), *(shares.get(name) for name in gaps)]:
                 line += [cell.mean, cell.spread, cell.n] if cell else [None, None, 0]
             writer.writerow(line + [_plain(getattr(row.costs, name)) for name in costs])
     return out.getvalue()
+
+
+def _gap_name(gap: Gap) -> str:
+    column = gap.column
+    return f"{column.title} {column.metric} recovered of {gap.low} to {gap.high}"
 
 
 def _plain(value: object) -> object:
@@ -155,7 +169,8 @@ def _section(section: Section) -> dict[str, object]:
         values = [cell and dataclasses.asdict(cell) for cell in cells]
         rows.append({**dataclasses.asdict(row), "cells": values})
     columns: Sequence[object] = [dataclasses.asdict(column) for column in section.columns]
-    return {**section.key._asdict(), "columns": columns, "rows": rows}
+    gaps: Sequence[object] = [dataclasses.asdict(gap) for gap in section.gaps]
+    return {**section.key._asdict(), "columns": columns, "rows": rows, "gaps": gaps}
 
 
 FORMATS: dict[str, Callable[[Leaderboard], str]] = {

@@ -17,6 +17,7 @@ from harness.errors import UserError, unknown
 from harness.records import Record, RunInfo
 from harness.seeds import content_hash
 from leaderboard.board import Cell, Column, Costs, Leaderboard, Row, Section, SectionKey
+from leaderboard.gap import check_gap, gap_columns
 from leaderboard.labels import clean, short_hashes, unique_labels
 from leaderboard.ranking import average_ranks, mark_best, mean_and_spread
 
@@ -30,6 +31,7 @@ def rows_and_columns(
     metrics: str | Sequence[str] = "primary",
     costs: bool = False,
     problems: Iterable[object] = (),
+    gap: tuple[str, str] | None = None,
 ) -> Leaderboard:
     """The leaderboard of these records, whatever their order.
 
@@ -37,9 +39,10 @@ def rows_and_columns(
         metrics: "primary" (the first of each task), "all", or a list of metric names besides the primary ones.
         costs: whether the tables show cost columns.
         problems: what `read_records` could not read, to be said under the tables.
+        gap: labels of two rows; the tables show what every row recovers of the gap between them.
 
     Raises:
-        UserError: a metric that no record has.
+        UserError: a metric that no record has, or rows between which there is no gap.
         ValueError: two records of the same run and task id.
     """
     ordered = sorted(records, key=lambda r: (r.run.id, r.task_id))
@@ -50,9 +53,11 @@ def rows_and_columns(
     wanted = _wanted(ordered, metrics)
     short = short_hashes([r.run.condition for r in ordered])
     sections = [
-        _section(key, short[key.condition], own, borrowed, titles, wanted)
+        _section(key, short[key.condition], own, borrowed, titles, wanted, gap)
         for key, (own, borrowed) in sorted(_homes(ordered).items())
     ]
+    if gap is not None:
+        check_gap(sections, *gap)
     return Leaderboard(tuple(sections), costs, tuple(clean(str(p)) for p in problems))
 
 
@@ -125,6 +130,7 @@ def _section(
     borrowed: Sequence[Record],
     titles: Titles,
     wanted: frozenset[str] | None,
+    gap: tuple[str, str] | None,
 ) -> Section:
     columns = _columns(own, titles, wanted)
     strangers = {r.run.id for r in borrowed}
@@ -141,7 +147,12 @@ def _section(
     ranks = average_ranks(columns, rows, cells)
     rows = [dataclasses.replace(row, average_rank=rank) for row, rank in zip(rows, ranks, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
-    return Section(key, condition, columns, tuple(rows[i] for i in order), tuple(cells[i] for i in order))
+    rows, cells = [rows[i] for i in order], [cells[i] for i in order]
+    gaps = ()
+    if gap is not None:
+        runs_of = list(groups.values())
+        gaps = gap_columns(columns, rows, [_by_seed(columns, runs_of[i], titles) for i in order], *gap)
+    return Section(key, condition, columns, tuple(rows), tuple(cells), gaps)
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -204,6 +215,20 @@ def _cells(columns: Sequence[Column], runs: Sequence[Sequence[Record]], titles: 
     return tuple(Cell(*mean_and_spread(v), len(v)) if v else None for v in found)
 
 
+def _by_seed(columns: Sequence[Column], runs: Sequence[Sequence[Record]], titles: Titles) -> list[dict[int, float]]:
+    """A row's values in each column, by its runs' seeds, which differ."""
+    places = {column.name: j for j, column in enumerate(columns)}
+    found: list[dict[int, float]] = [{} for _ in columns]
+    for record in (r for of_run in runs for r in of_run):
+        title = titles[record.task, record.task_id]
+        for metric, value in record.values.items():
+            info = record.metrics[metric]
+            j = places.get((title, record.task_id, metric, info.unit, info.direction))
+            if j is not None:
+                found[j][record.run.seed] = value
+    return found
+
+
 def _row(label: str, runs: Sequence[Sequence[Record]], borrowed: bool) -> Row:
     first = runs[0][0]
     return Row(
@@ -216,6 +241,7 @@ def _row(label: str, runs: Sequence[Sequence[Record]], borrowed: bool) -> Row:
         average_rank=None,
         costs=_costs(runs),
         borrowed=borrowed,
+        trials=max((r.run.trials for of_run in runs for r in of_run if r.run.trials is not None), default=None),
     )
 
 

@@ -14,11 +14,17 @@ from leaderboard.table import rows_and_columns
 SUFFIXES = {"markdown": "md", "plain": "txt", "latex": "tex", "csv": "csv", "json": "json"}
 
 
-def load(workspace: Path, *, metrics: str | Sequence[str] = "primary", costs: bool = False) -> Leaderboard:
-    """The leaderboard of `workspace/records`; files that cannot be read are named in it.
+def load(
+    workspace: Path,
+    *,
+    metrics: str | Sequence[str] = "primary",
+    costs: bool = False,
+    gap: tuple[str, str] | None = None,
+) -> Leaderboard:
+    """The leaderboard of `workspace/records`, see `rows_and_columns`; files that cannot be read are named in it.
 
     Raises:
-        UserError: no record there, or a metric that none has.
+        UserError: no record there, a metric that none has, or rows between which there is no gap.
     """
     folder = Path(workspace) / "records"
     records, problems = read_records(folder)
@@ -26,7 +32,7 @@ def load(workspace: Path, *, metrics: str | Sequence[str] = "primary", costs: bo
         unread = "".join(f"\n  - {problem}" for problem in problems)
         remedy = "every file there is damaged:" + unread if problems else "run an experiment into this workspace first"
         raise UserError(f"no records in {folder}; {remedy}")
-    return rows_and_columns(records, metrics=metrics, costs=costs, problems=problems)
+    return rows_and_columns(records, metrics=metrics, costs=costs, problems=problems, gap=gap)
 
 
 def write(

@@ -114,6 +114,8 @@ def test_a_small_space_is_tried_whole_and_nothing_twice(known, sampler):
     found = drawn(known, method, 50, 0, sampler)
     assert len(found) == 1 + 6  # count=4, the default, lies outside
     assert {(s["count"], s["kind"]) for s in found[1:]} == {(c, k) for c in (1, 2, 3) for k in "ab"}
+    many = mine(search={"weight": None, "kind": None, "count": ["int", 1, 60]})
+    assert len(drawn(known, many, 60, 0, sampler)) == 60  # more points are drawn until all are there
     inside = mine(search={"weight": None, "count": ["int", 3, 4]})
     assert len(drawn(known, inside, 50, 0, sampler)) == 4
 

@@ -13,6 +13,7 @@ from harness.api import Batch, Calibration, Method, Outputs, Vit
 from harness.matching import label_term, paired_vectors
 
 EPS = 1e-7  # of the source, in the denominators of equation 18
+COUNTED = 8  # up to so many places for each negative it is cheaper to compare all of a bank than to gather the drawn
 
 
 class CRD(Method):
@@ -128,10 +129,10 @@ class CRD(Method):
 def similarities(anchors: Tensor, bank: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """Dot products with what was drawn, and how often each was: [B, D], [n, D], [B, K] -> [B, M] twice.
 
-    Of a bank of at most K places every place is compared once and counted, M = n, instead of K of them gathered,
-    M = K: the same sum for much less memory.
+    Of a bank of at most COUNTED * K places every place is compared once and counted, M = n; of a larger one the
+    drawn places are gathered, M = K. Sums over M are the same, but a gathered place takes D numbers, a counted one 1.
     """
-    if len(bank) <= drawn.shape[1]:
+    if len(bank) <= COUNTED * drawn.shape[1]:
         similarity = anchors @ bank.clone().T  # the bank moves before the backward pass reads it
         return similarity, torch.zeros_like(similarity).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=bank.dtype))
     similarity = torch.bmm(bank[drawn], anchors.unsqueeze(2)).squeeze(2)

@@ -19,7 +19,8 @@ class DeiTHard(Method):
     and has a position embedding wherever CLS has one, as in DeiT. It starts at that embedding (std .02) where
     DeiT's starts at embedding plus token (.02 each). Its head belongs to this method, so that the exported
     student is a plain ViT with one register. DeiT averages both heads at inference; the exported student's logits
-    are the head of CLS alone. Its tokens, which tasks read, are not affected.
+    are the head of CLS alone. Its tokens, which tasks read, are not affected. Name a plain ViT as student: the logits
+    of timm's own distilled models are already the mean of two heads, which the first term would then train.
 
     Args:
         alpha: share of the distillation term; 1 leaves the labels out.

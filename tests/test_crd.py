@@ -30,7 +30,7 @@ class Count(Calibration):
         raise NotImplementedError
 
 
-def built(samples: int = 20, width: int = 3, **settings) -> CRD:
+def built(samples: int = 100, width: int = 3, **settings) -> CRD:
     torch.manual_seed(0)
     method = CRD(Shape(width), Shape(width), **{"dim": width, "negatives": 8, "w_ce": 0.0, **settings})
     method.calibrate(Count(samples))
@@ -68,7 +68,7 @@ def by_loops(method: CRD, student: torch.Tensor, teacher: torch.Tensor, index: l
     return method.weight * total
 
 
-@pytest.mark.parametrize("samples", [5, 8, 9, 20])  # fewer places than negatives, as many, more
+@pytest.mark.parametrize("samples", [5, 20, 64, 65, 200])  # fewer places than the 8 negatives; counted; gathered
 def test_the_loss_is_equation_18_in_both_directions_with_z_of_the_first_batch(samples):
     method, index = built(samples), [0, 3, 4]
     for step in range(3):  # z is set at the first and kept, the banks move
@@ -90,7 +90,8 @@ def test_counting_the_draws_is_the_sum_over_them_and_has_its_gradient():
             value = (torch.bmm(bank[drawn], anchors.unsqueeze(2)) ** 2).sum()
         else:
             similarity, times = similarities(anchors, bank, drawn)
-            assert similarity.shape == (2, 6) and times.sum(dim=1).tolist() == [50, 50]
+            assert similarity.shape == (2, 6)
+            assert times.sum(dim=1).tolist() == [50, 50]
             value = (times * similarity**2).sum()
         value.backward()
         sums.append(value.item())

@@ -304,5 +304,78 @@ def export(
     print(exported(Path(run), output))
 
 
+@app.command()
+def figures(
+    workspace: Annotated[
+        Path | None, typer.Argument(metavar="[WORKSPACE]", help="A folder of results; or else --model.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Where pictures go. Default: WORKSPACE/figures, or figures."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures to look at. Default: test images of the experiment's data."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many images are shown, at equal distances.")] = 4,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Labels of rows, with commas between. Default: all.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several experiments in the workspace.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The teacher's block, from 0; students' in proportion. Default: the last.")
+    ] = None,
+    mark: Annotated[
+        str | None, typer.Option(metavar="ROW,COLUMN", help="The patch that similarity is to. Default: the middle.")
+    ] = None,
+    format: Annotated[str, typer.Option(metavar="A,B", help="png, svg, pdf, with commas between.")] = "png,svg",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One model alone: a timm name, or local-dir:FOLDER.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights. Default: from the hub.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels of its images. Default: 224, or an exported model's own.")
+    ] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[={A: B}]", help="A column with the model repaired, as in a config's teacher; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Pictures of artifacts: patch norms, principal components, similarity, norms block by block."""
+    if (workspace is None) == (model is None):
+        raise UserError(
+            "name either a WORKSPACE or a --model; " + ("neither is given" if model is None else "not both")
+        )
+    from harness.figures import Wanted, model_figures, parts, place, workspace_figures
+
+    wanted = Wanted(
+        images=images,
+        count=count,
+        layer=layer,
+        mark=None if mark is None else place(mark),
+        methods=None if methods is None else parts(methods),
+        formats=parts(format),
+    )
+    if workspace is not None:
+        alone = {"--checkpoint": checkpoint, "--size": size, "--repair": repair}
+        if given := [name for name, value in alone.items() if value]:
+            raise UserError(f"{', '.join(given)} is for a --model alone; a workspace's teacher is its experiment's")
+        from harness.runs import Workspace
+
+        made = workspace_figures(Workspace(workspace), output or workspace / "figures", wanted, experiment)
+    else:
+        if experiment is not None:
+            raise UserError("--experiment chooses one of a workspace's; a --model alone has none")
+        plain = {"model": model, "checkpoint": checkpoint}
+        made = model_figures(plain, repair or [], output or Path("figures"), wanted, size)
+    print("\n".join(str(path) for path in made))
+
+
 if __name__ == "__main__":
     main()

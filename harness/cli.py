@@ -175,7 +175,7 @@ def tune(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Choose every method's hyperparameters with equal budgets, on held-out training images."""
+    """Choose hyperparameters with equal budgets, on held-out images."""
     experiment = _experiment(config, settings, plugin)
     from harness.interrupts import Interrupted
     from harness.progress import Console

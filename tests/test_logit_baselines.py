@@ -10,7 +10,7 @@ from golden_cases import CASES, TOLERANCE
 from torch.nn import functional as F
 from toy import Shape, batch, labelled, outputs
 
-from baselines.dist import DIST
+from baselines.dist import DIST, pearson
 from baselines.dkd import DKD
 from baselines.nkd import NKD
 from harness.api import Layers, Outputs
@@ -98,6 +98,31 @@ def test_dist_by_hand_separates_rows_from_columns():
     inter = DIST(*shape(2), gamma=0.0).losses(*given, labelled(0, 1))["kd"].item()
     intra = DIST(*shape(2), beta=0.0).losses(*given, labelled(0, 1))["kd"].item()
     assert (inter, intra) == close((1.0, 0.0), abs=1e-5)
+
+
+def dist(student, teacher) -> float:
+    """Of log-probabilities or logits [B, C]."""
+    given = [Outputs(Layers(), logits=z) for z in (student, teacher)]
+    return DIST(*shape(student.shape[1])).losses(*given, labelled(*[0] * len(student)))["kd"].item()
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_dist_does_not_change_under_positive_affine_changes_of_the_probabilities(whose):
+    """Pearson's correlation, which the source takes in place of the divergence for that reason."""
+    torch.manual_seed(0)
+    logits = {"student": torch.randn(6, 5), "teacher": torch.randn(6, 5)}
+    before = dist(**logits)
+    smoothed = (0.4 * logits[whose].softmax(dim=1) + 0.6 / 5).log()  # mixed with the uniform distribution
+    assert dist(**{**logits, whose: smoothed}) == close(before, rel=1e-4)
+    assert dist(**{**logits, whose: logits[whose] + torch.randn(6, 1)}) == close(before, rel=1e-4)
+    assert dist(**{**logits, whose: 3 * logits[whose]}) != close(before, rel=1e-3)  # a scale of logits is no such
+
+
+def test_pearson_does_not_change_under_positive_affine_changes_of_each_row():
+    torch.manual_seed(0)
+    a, b, scale, shift = torch.randn(6, 5), torch.randn(6, 5), torch.rand(6, 1) + 0.2, torch.randn(6, 1)
+    assert pearson(scale * a + shift, b).item() == close(pearson(a, b).item(), abs=1e-5)
+    assert pearson(-a, b).item() == close(-pearson(a, b).item(), abs=1e-5)
 
 
 def test_dist_of_one_image_is_finite_with_a_finite_gradient():

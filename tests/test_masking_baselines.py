@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from golden_cases import A
+from test_train import batch as train_batch
+from test_train import equal, member, teacher, trained
 from toy import Shape, batch, identity, outputs
 
 from baselines.attention_transfer import AttentionTransfer
 from baselines.fitnet import FitNet
 from baselines.norm_mask import NormMask
 from baselines.random_mask import RandomMask
+from harness.config import Training
 from harness.matching import random_keep
+from harness.train import Group
 
 close = pytest.approx
 LAYERS = {"layers": A.layers, "student_layers": A.student_layers}
@@ -65,6 +69,40 @@ def test_random_mask_leaves_out_the_same_number_of_patches_of_each_image_and_dif
     assert keep.float().mean(dim=0).std() < 0.12  # every place has its turn
 
 
+def test_randomly_masked_patches_have_no_influence_in_student_or_teacher():
+    method = toy(RandomMask)
+    tokens = torch.randn(2, 5, 2)  # of student and teacher: CLS and four patches
+    torch.manual_seed(0)
+    keep = random_keep(torch.zeros(1, 4, 2), 0.5)[0]
+
+    def loss(both) -> float:
+        torch.manual_seed(0)
+        return kd(method, *both.tolist())
+
+    for who in (0, 1):
+        for where, same in ((~keep, True), (keep, False)):
+            moved = tokens.clone()
+            moved[who, 1:][where] += 9
+            assert (loss(moved) == loss(tokens)) is same
+
+
+MASKS = {name: (name, {}) for name in ("random_mask", "vitkd", "mgd", "proteus")}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_neighbours_that_draw_masks_too_change_no_mask(name, tmp_path):
+    """To the bit: each student's masks come from its own seed and step."""
+    alone = trained([name], tmp_path, steps=3, kinds=MASKS)[name]
+    neighbours = [other for other in MASKS if other != name]
+    assert equal(trained([*neighbours, name], tmp_path, steps=3, kinds=MASKS)[name], alone)
+    other_seed = member(name, MASKS[name], tmp_path)
+    other_seed.seed += 1
+    group = Group([other_seed], teacher(), Training(steps=12, lr=1e-2), 12, 5, log_steps=4)
+    for step in range(3):
+        group.train_step(train_batch(step))
+    assert not equal(other_seed, alone)  # the same weights at first, other masks
+
+
 @pytest.mark.parametrize(("ratio", "factor"), [(0.0, 1.0), (1.0, 25 / 2)])
 def test_random_mask_of_nothing_is_fitnet_and_of_everything_leaves_cls(ratio, factor):
     expected = kd(toy(FitNet)) if ratio == 0 else factor
@@ -101,6 +139,19 @@ def test_attention_transfer_sees_neither_the_size_of_the_features_nor_cls():
     louder = 7 * student
     louder[0] = 100
     assert kd(method, louder.tolist()) == close(kd(method, student.tolist()), rel=1e-4)
+
+
+@pytest.mark.parametrize("whose", [0, 1])
+def test_attention_transfer_sees_neither_size_nor_rotation_of_an_images_features(whose):
+    """Only where their energy lies, in the student and in the teacher."""
+    torch.manual_seed(0)
+    method, rotation = AttentionTransfer(Shape(2), Shape(2)), torch.linalg.qr(torch.randn(2, 2))[0]
+    given = [torch.randn(5, 2), torch.randn(5, 2)]
+    before = kd(method, *(x.tolist() for x in given))
+    for scale, same in ((0.3, True), (torch.tensor([[1.0], [9.0], [1.0], [1.0], [1.0]]), False)):
+        moved = list(given)
+        moved[whose] = scale * given[whose] @ rotation
+        assert (kd(method, *(x.tolist() for x in moved)) == close(before, rel=1e-3)) is same
 
 
 def test_attention_transfer_owns_no_parameters_and_needs_no_equal_width():

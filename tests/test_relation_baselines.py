@@ -13,8 +13,10 @@ from toy import Shape, labelled, vectors
 from baselines.pkt import PKT
 from baselines.rkd import RKD
 from baselines.sp import SP
-from baselines.srd import SRD
+from baselines.srd import EPSILON, SRD
 from baselines.vkd import VkD
+from harness.config import Training
+from harness.train import build_optimizer
 
 close = pytest.approx
 RELATIONS = [RKD, SP, PKT]
@@ -39,12 +41,39 @@ def test_a_student_that_is_the_teacher_has_no_loss(method):
     assert kd(method(Shape(4), Shape(4)), rows, rows) == close(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("whose", ["student", "teacher"])
 @pytest.mark.parametrize("method", RELATIONS)
-def test_relations_do_not_change_under_rotation_and_scale(method):
+def test_relations_do_not_change_under_rotation_and_scale(method, whose):
+    torch.manual_seed(0)
     student, teacher = torch.randn(5, 4), torch.randn(5, 6)
-    rotation = torch.linalg.qr(torch.randn(4, 4))[0]
     method = method(Shape(4), Shape(6))
-    assert kd(method, 3 * student @ rotation, teacher) == close(kd(method, student, teacher), rel=1e-3)
+    before = kd(method, student, teacher)
+    if whose == "student":
+        student = 3 * student @ torch.linalg.qr(torch.randn(4, 4))[0]
+    else:
+        teacher = 3 * teacher @ torch.linalg.qr(torch.randn(6, 6))[0]
+    assert kd(method, student, teacher) == close(before, rel=1e-3)
+
+
+@pytest.mark.parametrize("term", [{"w_angle": 0.0}, {"w_distance": 0.0}])
+def test_each_term_of_rkd_is_blind_to_rotation_and_scale_and_sees_a_stretch(term):
+    torch.manual_seed(0)
+    student, teacher, rotation = torch.randn(5, 4), torch.randn(5, 6), torch.linalg.qr(torch.randn(6, 6))[0]
+    method = RKD(Shape(4), Shape(6), **term)
+    before = kd(method, student, teacher)
+    assert kd(method, student, 0.2 * teacher @ rotation + 5) == close(before, rel=1e-3)
+    assert kd(method, student, teacher * torch.tensor([9.0, 1, 1, 1, 1, 1])) != close(before, rel=1e-2)
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+@pytest.mark.parametrize(("method", "same"), [(PKT, True), (SP, False), (RKD, False)])
+def test_pkt_alone_does_not_see_how_long_each_image_is(method, same, whose):
+    """Its similarity is the cosine."""
+    torch.manual_seed(0)
+    student, teacher, lengths = torch.randn(5, 4), torch.randn(5, 6), torch.rand(5, 1) + 0.5
+    method = method(Shape(4), Shape(6))
+    given = (lengths * student, teacher) if whose == "student" else (student, lengths * teacher)
+    assert (kd(method, *given) == close(kd(method, student, teacher), rel=1e-3)) is same
 
 
 @pytest.mark.parametrize(("method", "same"), [(RKD, True), (SP, False), (PKT, False)])
@@ -122,6 +151,35 @@ def test_the_orthogonal_projector_stays_orthogonal_through_steps(ours, theirs):
     assert not torch.allclose(weight, before, atol=1e-2)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(4, 6), (6, 4)])
+def test_weight_decay_cannot_shrink_the_orthogonal_projector(ours, theirs):
+    """With the optimiser of a training, which decays whatever has two dimensions."""
+    torch.manual_seed(0)
+    method = VkD(Shape(ours), Shape(theirs))
+    training = Training(steps=30, lr=0.1, weight_decay=5.0)
+    optimiser = build_optimizer(nn.Identity(), method, training, "cpu")
+    assert {group["weight_decay"] for group in optimiser.param_groups} >= {5.0}
+    student, teacher = vectors(torch.randn(8, ours)), vectors(torch.randn(8, theirs))
+    seen = [method.projector.weight.detach().clone()]
+    for _ in range(30):
+        optimiser.zero_grad()
+        method.losses(student, teacher, labelled(*[0] * 8))["kd"].backward()
+        optimiser.step()
+        weight = method.projector.weight.detach().clone()
+        gram = weight.T @ weight if theirs >= ours else weight @ weight.T
+        assert torch.allclose(gram, torch.eye(min(ours, theirs)), atol=1e-4)
+        seen.append(weight)
+    assert not torch.allclose(seen[0], seen[-1], atol=1e-2)
+
+
+def test_vkd_keeps_the_distances_of_the_student():
+    torch.manual_seed(0)
+    rows, method = torch.randn(5, 4), VkD(Shape(4), Shape(6))
+    assert torch.allclose(
+        torch.cdist(method.projector(rows), method.projector(rows)), torch.cdist(rows, rows), atol=1e-4
+    )
+
+
 def test_an_orthogonal_projector_survives_its_state_dict():
     torch.manual_seed(0)
     method, other = VkD(Shape(4), Shape(6)), VkD(Shape(4), Shape(6))
@@ -149,6 +207,26 @@ def test_srd_ignores_the_scale_and_shift_of_every_channel():
     student, teacher = torch.randn(9, 4), torch.randn(9, 6)
     moved = teacher * (torch.rand(6) + 0.5) + torch.randn(6)
     assert kd(method, student, moved) == close(kd(method, student, teacher), rel=1e-3)
+
+
+@torch.no_grad()
+def test_srd_cannot_be_lowered_by_the_size_of_its_projection():
+    """Standardised on both sides: only the direction of each row of the projector counts, and its sign."""
+    torch.manual_seed(0)
+    method, student, teacher = SRD(Shape(4), Shape(6)), torch.randn(9, 4), torch.randn(9, 6)
+    before = kd(method, student, teacher)
+    assert kd(method, 5 * student + 3, teacher) == close(before, rel=1e-3)
+    method.projector.weight.mul_(torch.rand(6, 1) + 0.5)
+    assert kd(method, student, teacher) == close(before, rel=1e-3)
+    method.projector.weight.neg_()
+    assert kd(method, student, teacher) != close(before, rel=1e-2)
+
+
+def test_a_student_from_which_the_teacher_follows_linearly_has_the_least_srd_loss():
+    torch.manual_seed(0)
+    method, student = SRD(Shape(4), Shape(6)), torch.randn(9, 4)
+    teacher = student @ method.projector.weight.detach().T * torch.arange(1.0, 7) - 2
+    assert kd(method, student, teacher) == close(math.log(EPSILON), rel=1e-3)
 
 
 def test_a_perfect_student_has_a_finite_srd_loss_and_gradient():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import os
 import re
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,7 +196,7 @@ Columns = Callable[[Tensor, list[str]], Iterator[Column]]  # (an image to try ta
 def _of_specs(
     builder: Builder, specs: dict[str, TeacherSpec], layer: int | None, probe: Tensor, remarks: list[str]
 ) -> Iterator[Column]:
-    """A teacher a specification, one at a time in memory."""
+    """A teacher a specification."""
     for title, spec in specs.items():
         yield vit_column(title, "teacher", builder.teacher(spec), -1 if layer is None else layer)
 
@@ -206,7 +204,7 @@ def _of_specs(
 def _of_runs(
     builder: Builder, runs: Sequence[Run], layer: int | None, probe: Tensor, remarks: list[str]
 ) -> Iterator[Column]:
-    """Every teacher with the targets of its runs, one teacher at a time in memory; then the students."""
+    """Every teacher with the targets of its runs, so that each is built once; then the students."""
     plain = builder.experiment.teacher
     specs = [plain]
     specs += [run.teacher for run in runs if run.teacher not in specs and run.teacher != plain]
@@ -264,12 +262,12 @@ def _write(builder: Builder, source: Source, output: Path, wanted: Wanted, colum
         for number, figure in enumerate(figures, start=1):
             stem = name if len(figures) == 1 else f"{name}-{number}"
             for format in wanted.formats:
-                written[name].append(_save(output / f"{stem}.{format}", page.rendered(figure, format)))
+                written[name].append(page.save(output / f"{stem}.{format}", page.rendered(figure, format)))
     _remove_earlier(output, written, wanted.formats)
     text = captions.captions(
         maps, names, len(sample), {k: [p.name for p in v] for k, v in written.items()}, about, remarks
     )
-    return [*(path for paths in written.values() for path in paths), _save(output / "captions.md", text.encode())]
+    return [*(path for paths in written.values() for path in paths), page.save(output / "captions.md", text.encode())]
 
 
 def _remove_earlier(output: Path, written: Mapping[str, Sequence[Path]], formats: Sequence[str]) -> None:
@@ -291,18 +289,3 @@ def _place(mark: tuple[int, int] | None, grid: tuple[int, int]) -> tuple[float, 
             f"give a row in 0 .. {grid[0] - 1} and a column in 0 .. {grid[1] - 1}"
         )
     return (mark[0] + 0.5) / grid[0], (mark[1] + 0.5) / grid[1]
-
-
-def _save(path: Path, content: bytes) -> Path:
-    """Written under another name and renamed, so that the file is the old or the new whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; name another folder with -o") from error
-    return path

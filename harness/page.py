@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,6 +19,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from harness.errors import UserError
 
 FORMATS = ("png", "svg", "pdf")
 WIDTH_MM, HEIGHT_MM = 180.0, 245.0  # of a printed page's text
@@ -81,10 +86,10 @@ def title_mm(titles: Sequence[str], width: float, small: bool = False) -> float:
 
 
 def wrapped(words: str, width_mm: float) -> list[str]:
-    """Lines of at most `width_mm`, broken after spaces, hyphens and underscores, and elsewhere only if need be."""
+    """Lines of at most `width_mm`, broken after spaces and any of _ = -, and elsewhere only if need be."""
     room = max(8, int(width_mm / (TITLE_PT * 0.195)))  # characters; a mean one is .55 of the size in points wide
     lines = [""]
-    for part in re.findall(r"[^\s_-]+[\s_-]*|[\s_-]+", words):
+    for part in re.findall(r"[^\s_=-]+[\s_=-]*|[\s_=-]+", words):
         if len((lines[-1] + part).rstrip()) > room and lines[-1]:
             lines.append("")
         while len(part.rstrip()) > room:
@@ -106,3 +111,22 @@ def colour_bar(axes: Any, norm: Normalize, cmap: str, label: str) -> None:
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=SMALL_PT, pad=1, length=1.5)
     bar.outline.set_linewidth(0.4)
+
+
+def save(path: Path, content: bytes) -> Path:
+    """Written under another name and renamed, so that the file is the old or the new whole.
+
+    Raises:
+        UserError: the folder cannot be written into.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; name another folder with -o") from error
+    return path

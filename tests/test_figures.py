@@ -224,6 +224,7 @@ def test_titles_are_broken_where_a_reader_expects_it():
         "224.augreg_in21k_",
         "ft_in1k",
     ]
+    assert wrapped("standardise={images: 64}", 27) == ["standardise=", "{images: 64}"]
     assert "".join(wrapped("x" * 50, 27)) == "x" * 50
 
 

@@ -189,6 +189,7 @@ def test_a_teacher_that_sees_everything_is_logit_kd_and_at_least_one_patch_is_se
 
 def test_the_choice_has_no_gradient_and_the_teacher_none():
     student, teacher, given = models()
+    teacher.model.requires_grad_(True)  # so that only the method itself keeps gradients from it
     method = MaskedKD(student, teacher, w_ce=0.0)
     seen = outputs_of(method, student, given.images)
     seen.attention[2].retain_grad()

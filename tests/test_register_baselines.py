@@ -68,7 +68,7 @@ def test_the_run_gets_the_repaired_teacher_and_an_entry_may_change_it(tmp_path, 
     spec = experiment.teacher_of(MethodSpec(method=method.name))
     assert getattr(experiment.teacher, method.name) is None
     repaired = getattr(spec, method.name)
-    assert repaired == type(repaired)()
+    assert repaired is not None and repaired == type(repaired)()  # with the repair's own defaults
     changed = experiment.teacher_of(MethodSpec(method=method.name, teacher={method.name: {"registers": 2}}))
     assert getattr(changed, method.name).registers == 2
     assert experiment.teacher_of(MethodSpec(method="fitnet")) == experiment.teacher

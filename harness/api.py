@@ -253,19 +253,24 @@ class Metric(NamedTuple):
     """unit: "fraction" (shown as a percentage), "m", "ratio", ...; direction: "up" or "down" is better.
 
     ranked: whether it counts in average ranks; False for what describes a model rather than how good it is.
+    shown: whether the short table has it beside the task's primary metric, which is always there.
     """
 
     unit: str
     direction: str
     ranked: bool = True
+    shown: bool = False
 
 
 class Tiny(NamedTuple):
-    """A task's smallest instance, with an encoder that sees the truth and one that sees nothing."""
+    """A task's smallest instance, with an encoder that sees the truth and one that sees nothing.
+
+    Each is a Vit, or a whole `harness.features.Encoder` where the task asks where it came from (its `reference`).
+    """
 
     task: Task
-    oracle: Vit
-    blind: Vit
+    oracle: Any
+    blind: Any
 
 
 class Task(abc.ABC):
@@ -287,12 +292,21 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, encoder: Any, *, seed: int) -> dict[str, float]:
-        """Metric -> value for `encoder` (`harness.features.Encoder`). Further keys are kept as details."""
+        """Metric -> value for `encoder` (`harness.features.Encoder`). Further keys are kept as details.
+
+        A metric that does not exist for this encoder is left out (of CLS where it has none, of a clean teacher where
+        `encoder.reference` has none); the table shows it as missing, and a row that lacks a primary metric which
+        others have gets no average rank. What cannot be computed although it should is an error, never left out.
+        """
 
     @classmethod
     @abc.abstractmethod
     def tiny(cls) -> Tiny:
-        """An instance that runs in about a second, for the contract tests."""
+        """An instance that runs in about a second, for the contract tests.
+
+        Oracle and blind encoder both give the primary metric. Every other metric is given by one of them, or by one of
+        the ViTs that the checks evaluate too (fresh weights, with registers or without CLS, from a planted teacher).
+        """
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -22,6 +22,8 @@ from harness.runs import Run, Workspace, fit_run
 from harness.seeds import content_hash, derive
 from harness.sources import Source
 
+TEACHERS = 3  # in memory at once: the experiment's, its clean twin, and a control's
+
 
 def open_data(spec: DataSpec) -> Data:
     """The data that a configuration describes."""
@@ -70,8 +72,10 @@ class Builder:
         """The frozen teacher of a run; trained first where the specification says so."""
         key = content_hash(spec.model_dump(mode="json"))
         if key not in self._teachers:
-            self._teachers.clear()  # one at a time in memory
+            while len(self._teachers) >= TEACHERS:
+                del self._teachers[next(iter(self._teachers))]  # the one that was asked for longest ago
             self._teachers[key] = self._build_teacher(spec)
+        self._teachers[key] = self._teachers.pop(key)
         return self._teachers[key]
 
     def _build_teacher(self, spec: TeacherSpec, fitted: bool = True) -> models.TimmVit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from harness.features import Encoder, weights_identity
 from harness.locks import Lock
 from harness.progress import Console
 from harness.records import Cost, MetricInfo, Record, has_record, write_atomic, write_record
+from harness.reference import Reference
 from harness.registry import task_class
 from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
 from harness.seeds import content_hash
+from harness.specs import REPAIRS
 
 
 class Evaluation:
@@ -94,8 +97,18 @@ class Evaluation:
             batch_size=self.experiment.runtime.batch_size,
             num_workers=self.experiment.runtime.num_workers,
             head_classes=self.builder.source.classes if head_trained else None,
+            reference=self._reference(run),
         )
         return encoder, described
+
+    def _reference(self, run: Run) -> Reference:
+        """Where a run's encoder came from, nothing of it built yet."""
+        builder, spec, clean = self.builder, run.teacher, None
+        if spec.planted is not None:
+            bare = {"planted": spec.planted.model_copy(update={"size": 0.0}), **dict.fromkeys(REPAIRS)}
+            clean = functools.partial(builder.teacher, spec.model_copy(update=bare))
+        method = functools.partial(builder.trained_method, run) if run.info.kind == "student" else None
+        return Reference(functools.partial(builder.teacher, spec), clean, method)
 
     def _evaluate(self, run: Run, tasks: Sequence[tuple[TaskRun, Task]]) -> None:
         encoder, described = self._encoder(run)
@@ -107,7 +120,7 @@ class Evaluation:
         for task_run, task in tasks:
             begin_s = time.perf_counter()
             found = task.evaluate(encoder, seed=run.info.seed)
-            declared = {name: float(found[name]) for name in task.metrics}
+            declared = {name: float(found[name]) for name in task.metrics if name in found}  # others do not exist
             task_id = self.workspace.task_id(task_run)
             assert task_id is not None
             record = Record(

@@ -27,11 +27,13 @@ from harness.api import Outputs, Vit
 from harness.errors import UserError, unknown
 from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
+from harness.reference import Reference
 from harness.seeds import content_hash
 from harness.sources import Source, View
 
 LAYOUT = 1  # of the files; raised when the same key would mean other content
 ABANDONED_S = 86_400  # a temporary file that nobody has written to for a day belongs to a killed pass
+Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -105,6 +107,7 @@ class Encoder:
     Attributes:
         depth, dim, has_cls, num_prefix_tokens, grid, image_size, num_classes: the ViT's.
         head_classes: the classes that its own head was trained on; None where it was not trained.
+        reference: where it came from, or None where that is not known. No feature depends on it.
     """
 
     def __init__(
@@ -115,9 +118,10 @@ class Encoder:
         cache: Path | None,
         device: str = "cpu",
         batch_size: int = 64,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         num_workers: int = 0,
         head_classes: Sequence[str] | None = None,
+        reference: Reference | None = None,
     ) -> None:
         """
         Args:
@@ -133,7 +137,8 @@ class Encoder:
             raise UserError(unknown("precision", precision, PRECISIONS))
         self.vit, self.identity, self.cache = vit, identity, cache
         self.device, self.batch_size, self.num_workers = device, batch_size, num_workers
-        self.precision = precision
+        self.precision: Precision = precision
+        self.reference = reference
         self.head_classes = None if head_classes is None else tuple(head_classes)
         self.depth, self.dim, self.num_classes = vit.depth, vit.dim, vit.num_classes
         self.has_cls, self.num_prefix_tokens = vit.has_cls, vit.num_prefix_tokens
@@ -144,12 +149,22 @@ class Encoder:
         """Whether the own head's logits mean anything."""
         return self.head_classes is not None
 
+    def beside(self, vit: Vit) -> Encoder:
+        """Another frozen ViT, such as the teacher, on this encoder's device and in its precision; nothing is kept."""
+        return Encoder(vit, identity="", cache=None, device=self.device, precision=self.precision)
+
     @torch.no_grad()
-    def __call__(self, images: Tensor, layers: Iterable[int] = ()) -> Outputs:
+    def through(self, layer: int, tokens: Tensor) -> Tensor:
+        """Tokens [B, N, D] through block `layer`, without gradient and in this precision: [B, N, D]."""
+        with self._autocast():
+            return self.vit.through(layer, tokens)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, layers: Iterable[int] = (), attention_layers: Iterable[int] = ()) -> Outputs:
         """Images [B, 3, H, W] in [0, 1] -> Outputs, all of it without gradient and in this precision."""
         images = images.to(self.device, non_blocking=True)
         with self._autocast():
-            found = self.vit(images, layers=layers)
+            found = self.vit(images, layers=layers, attention_layers=attention_layers)
 
         def logits() -> Tensor:
             with torch.no_grad(), self._autocast():

@@ -53,9 +53,21 @@ def over_median(norms: Tensor, quantile: float) -> Tensor:
     return torch.where(norms.amax(dim=-1) == 0, 1.0, top / torch.maximum(median, least))
 
 
-def outlier_share(norms: Tensor) -> Tensor:
-    """Share of each image's norms whose robust z is over `OUTLIER_Z`: [B, P] -> [B], in [0, 1].
+def outliers(norms: Tensor) -> Tensor:
+    """Which of each image's norms have a robust z over `OUTLIER_Z`: [B, P] -> bool [B, P], at most half of them.
 
     Where more than half of an image's norms are equal, every larger one counts.
     """
-    return (robust_z(norms) > OUTLIER_Z).float().mean(dim=-1)
+    return robust_z(norms) > OUTLIER_Z
+
+
+def outlier_share(norms: Tensor) -> Tensor:
+    """Share of each image's norms that are `outliers`: [B, P] -> [B], in [0, 1]."""
+    return outliers(norms).float().mean(dim=-1)
+
+
+def outlier_energy(norms: Tensor) -> Tensor:
+    """Share of each image's sum of squared norms that falls on `outliers`: [B, P] -> [B], in [0, 1]."""
+    squared = norms.detach().square()
+    total = squared.sum(dim=-1)
+    return torch.where(total > 0, (squared * outliers(norms)).sum(dim=-1) / total, 0.0)

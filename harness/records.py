@@ -58,12 +58,16 @@ Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 
 class MetricInfo(BaseModel):
-    """What a value means: unit ("fraction" is shown as a percentage), which direction is better, whether it ranks."""
+    """What a value means: unit ("fraction" is shown as a percentage), which direction is better, whether it ranks.
+
+    shown: whether the short table has it beside the primary one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     unit: str
     direction: Literal["up", "down"]
     ranked: bool = True
+    shown: bool = False
 
 
 class RunInfo(BaseModel):
@@ -100,7 +104,7 @@ class Cost(BaseModel):
 
 
 class Record(BaseModel):
-    """One run on one task. `values` holds the task's declared metrics; `details` whatever else it gave.
+    """One run on one task. `values` holds the declared metrics that exist for it; `details` whatever else it gave.
 
     Raises:
         ValueError: a number that is not finite, a value whose metric is not declared, details that are not

@@ -23,6 +23,8 @@ from harness.catalogue import Entry
 from harness.config import Training
 from harness.features import Encoder
 from harness.models import TimmVit, as_vit, build_model, build_student
+from harness.planting import plant
+from harness.reference import Reference
 from harness.registry import load
 from harness.seeds import derive
 from harness.train import build_optimizer
@@ -30,6 +32,7 @@ from harness.watched import watched
 
 BATCH, CLASSES, PATCH, STEPS = 6, 10, 8, 3
 STUDENT_WIDTH, STUDENT_HEADS, TEACHER_HEADS = 32, 2, 4
+ENCODERS = ("oracle", "blind", "vit", "no CLS")  # that a task is checked on
 # Decay would move a parameter that no term reaches.
 TRAINING = Training(steps=10, lr=1e-3, weight_decay=0.0)
 
@@ -62,6 +65,13 @@ def toy_teacher(size: Size, *, finer: bool = False, **options: Any) -> TimmVit:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return as_vit(frozen(build_model(spec, size.image_size, CLASSES)))
+
+
+def planted_teacher(size: Size, height: float) -> TimmVit:
+    """The toy teacher with artifacts of `height` median norms, from its middle block on."""
+    teacher = toy_teacher(size)
+    plant(teacher, size.depth // 2, height)
+    return teacher
 
 
 def toy_batch(size: Size, step: int, labels: bool = True) -> Batch:
@@ -247,14 +257,17 @@ class TaskSpecimen:
         return self.cls.tiny()
 
     def encoder(self, which: str) -> Encoder:
-        """The "oracle", the "blind" one, or a real ViT: "vit", or "no CLS"."""
+        """One of ENCODERS: the "oracle", the "blind" one, or a real ViT: "vit", or "no CLS".
+
+        The real ones come from a teacher with planted artifacts, whose clean twin is known, by no method.
+        """
         if which in ("oracle", "blind"):
-            return Encoder(getattr(self.tiny, which), identity=which, cache=None)
-        side = self.tiny.oracle.image_size[0]
+            given = getattr(self.tiny, which)
+            return given if isinstance(given, Encoder) else Encoder(given, identity=which, cache=None)
+        size = Size(grid=max(1, self.tiny.oracle.image_size[0] // PATCH))
         options: dict[str, Any] = {"reg_tokens": 4} if which == "vit" else {"class_token": False, "global_pool": "avg"}
-        return Encoder(
-            toy_teacher(Size(grid=max(1, side // PATCH)), finer=False, **options), identity=which, cache=None
-        )
+        reference = Reference(lambda: planted_teacher(size, 20.0), lambda: planted_teacher(size, 0.0))
+        return Encoder(toy_teacher(size, **options), identity=which, cache=None, reference=reference)
 
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
         return self.tiny.task.evaluate(encoder, seed=0)

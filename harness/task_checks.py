@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.api import Metric, Task, Tiny, Vit
 from harness.data import Data
 from harness.features import Encoder
-from harness.specimen import Fault, TaskSpecimen, listed, streams
+from harness.specimen import ENCODERS, Fault, TaskSpecimen, listed, streams
 
 
 def final_and_documented(specimen: TaskSpecimen) -> None:
@@ -62,23 +62,30 @@ def oracle_beats_blind(specimen: TaskSpecimen) -> None:
 
 
 def finite_metrics(specimen: TaskSpecimen) -> None:
-    """Every declared metric is there for every encoder, a finite float; details are finite too."""
+    """The primary metric is there for oracle and blind encoder; all values are finite floats, details too."""
+    primary = next(iter(specimen.cls.metrics))
     for which in ("oracle", "blind"):
         _checked_values(specimen, which)
+        if primary not in specimen.values(which):
+            raise Fault(f"evaluate() of the encoder {which!r} leaves out {primary}, which metrics declares first")
 
 
 def any_vit(specimen: TaskSpecimen) -> None:
-    """It evaluates real ViTs: one with registers, one without CLS token."""
-    for which in ("vit", "no CLS"):
+    """It evaluates real ViTs, with registers, without CLS token; every declared metric is there for some encoder."""
+    for which in ENCODERS:
         _checked_values(specimen, which)
+    absent = {which: [m for m in specimen.cls.metrics if m not in specimen.values(which)] for which in ENCODERS}
+    never = [name for name in specimen.cls.metrics if all(name in missing for missing in absent.values())]
+    if never:
+        where = "; ".join(f"{which}: {listed(missing)}" for which, missing in absent.items())
+        raise Fault(
+            f"evaluate() gives {listed(never)} for no encoder, although metrics declares it, so nothing tests it; "
+            f"let tiny() have an encoder for which it exists. Left out: {where}"
+        )
 
 
 def _checked_values(specimen: TaskSpecimen, which: str) -> None:
-    values = specimen.values(which)
-    missing = [name for name in specimen.cls.metrics if name not in values]
-    if missing:
-        raise Fault(f"evaluate() of the encoder {which!r} leaves out {listed(missing)}, which metrics declares")
-    for name, value in values.items():
+    for name, value in specimen.values(which).items():
         if not isinstance(value, float | int) or isinstance(value, bool):
             raise Fault(f"{name} of the encoder {which!r} is a {type(value).__name__}; return a Python float")
         if not math.isfinite(value):
@@ -133,7 +140,7 @@ def reproducible(specimen: TaskSpecimen) -> None:
 
 
 def encoder_untouched(specimen: TaskSpecimen) -> None:
-    """The encoder is as before: its weights, mode and attributes. Other tasks read it afterwards."""
+    """The encoder is as before, and what it came from: weights, modes, attributes. Other tasks read them later."""
     for which in ("oracle", "vit"):
         encoder = specimen.encoder(which)
         before = _state_of(encoder)
@@ -148,10 +155,17 @@ def encoder_untouched(specimen: TaskSpecimen) -> None:
 
 
 def _state_of(encoder: Encoder) -> dict[str, str]:
-    """Every attribute of an encoder and its ViT, as text or a hash of its bytes."""
+    """Every attribute of an encoder, its ViT and its reference, as text or a hash of its bytes."""
     state = {f"encoder.{name}": _text(value) for name, value in vars(encoder).items() if name != "vit"}
-    for name, value in vars(encoder.vit).items():
-        state[f"encoder.vit.{name}"] = _text(value)
+    parts: dict[str, Any] = {"vit": encoder.vit}
+    if encoder.reference is not None:
+        known = encoder.reference
+        parts |= {"reference.teacher": known.teacher, "reference.clean": known.clean, "reference.method": known.method}
+    for place, part in parts.items():
+        if isinstance(part, nn.Module):
+            state[f"encoder.{place}"] = _text(part)
+        elif part is not None:
+            state |= {f"encoder.{place}.{name}": _text(value) for name, value in vars(part).items()}
     return state
 
 
@@ -172,8 +186,11 @@ def tiny_instance(specimen: TaskSpecimen) -> None:
     if not isinstance(tiny, Tiny) or type(tiny.task) is not specimen.cls:
         raise Fault(f"tiny() returns {type(tiny).__name__}; return Tiny(task, oracle, blind) with a task of this class")
     for name in ("oracle", "blind"):
-        if not isinstance(getattr(tiny, name), Vit):
-            raise Fault(f"{name} of tiny() is a {type(getattr(tiny, name)).__name__}; give a Vit, see harness.toys")
+        if not isinstance(getattr(tiny, name), Vit | Encoder):
+            raise Fault(
+                f"{name} of tiny() is a {type(getattr(tiny, name)).__name__}; give a Vit, see harness.toys, or an "
+                "Encoder where the task asks where it came from"
+            )
 
 
 CHECKS: tuple[Callable[[TaskSpecimen], str | None], ...] = (

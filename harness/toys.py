@@ -5,7 +5,7 @@ Hand-made, without weights: what they see is what their tokens are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from harness.api import Layers, Outputs, Vit
+from harness.api import Batch, Layers, Method, Outputs, Vit
 from harness.seeds import derive
 from harness.sources import Sample, Source
 
@@ -23,6 +23,8 @@ SCALE = 4.0  # channels from -2 to 2, of the size that a normed token has
 
 class PixelVit(Vit):
     """A patch's token is the patch itself, pooled to 2 x 2 pixels in [-2, 2]: [B, N, 12], the same after every block.
+
+    Its attention map, one head, is as if every token looked at each in proportion to the norm of that one's output.
 
     Args:
         image_size, patch: pixels, square. depth: number of blocks, which do nothing.
@@ -66,15 +68,20 @@ class PixelVit(Vit):
         attention_layers: Iterable[int] = (),
         keep: Tensor | None = None,
     ) -> Outputs:
-        if tuple(attention_layers) or keep is not None:
-            raise ValueError("a PixelVit has no attention and drops no patches")
+        if keep is not None:
+            raise ValueError("a PixelVit drops no patches")
         patches = self._patches(torch.zeros_like(images) if self.blind else images)  # [B, P, 12]
         mean = patches.mean(dim=1)  # [B, 12]
         clean = torch.cat([mean[:, None], patches], dim=1) if self.has_cls else patches
         scale = torch.ones(clean.shape[1], 1, device=images.device)
         scale[self.num_prefix_tokens :][: self.planted] = self.planted_norm
+
+        def tokens(layer: int) -> Tensor:
+            return clean * scale if layer >= self.planted_from else clean
+
         return Outputs(
-            tokens=Layers({i: clean * scale if i >= self.planted_from else clean for i in map(self.layer, layers)}),
+            tokens=Layers({i: tokens(i) for i in map(self.layer, layers)}),
+            attention=Layers({i: _by_norm(tokens(i)) for i in map(self.layer, attention_layers)}),
             logits=mean[:, : self.num_classes],  # type: ignore[arg-type]
             num_prefix_tokens=self.num_prefix_tokens,
             has_cls=self.has_cls,
@@ -86,6 +93,38 @@ class PixelVit(Vit):
         rows, columns = self.grid
         cells = F.adaptive_avg_pool2d(images, (rows * CELLS, columns * CELLS))  # [B, 3, 2 rows, 2 columns]
         return F.pixel_unshuffle(SCALE * (cells - 0.5), CELLS).flatten(2).transpose(1, 2).contiguous()  # [B, P, 12]
+
+
+def _by_norm(tokens: Tensor) -> Tensor:
+    """Attention in proportion to norm: [B, N, D] -> [B, 1, N, N]."""
+    norms = tokens.norm(dim=-1) + 1e-6  # [B, N], equal for all where every token is 0
+    rows = norms / norms.sum(dim=1, keepdim=True)  # [B, N]
+    return rows[:, None, None, :].expand(-1, 1, norms.shape[1], -1)
+
+
+class Cured(Method):
+    """Has the student imitate a planted PixelVit's last two blocks as they were before anything was planted."""
+
+    name = "cured"
+    cite = "a toy"
+
+    def __init__(self, student: Vit, teacher: PixelVit) -> None:
+        super().__init__(student, teacher)
+        self.teacher, self.last = teacher, teacher.depth - 1
+        self.teacher_layers = frozenset({max(0, self.last - 1), self.last})
+
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        return {"kd": F.mse_loss(student.tokens[self.last], self.targets(teacher)[self.last])}
+
+    def targets(self, teacher: Outputs) -> Mapping[int, Tensor]:
+        found = {}
+        for layer in self.teacher_layers:
+            found[layer] = teacher.tokens[layer].clone()  # [B, N, 12]
+            if layer >= self.teacher.planted_from:
+                found[layer][:, self.teacher.num_prefix_tokens :][:, : self.teacher.planted] /= (
+                    self.teacher.planted_norm
+                )
+        return found
 
 
 class Colours(Source):

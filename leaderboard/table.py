@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError, unknown
-from harness.records import Record, RunInfo
+from harness.records import MetricInfo, Record, RunInfo
 from harness.seeds import content_hash
 from leaderboard.board import Cell, Column, Costs, Leaderboard, Row, Section, SectionKey
 from leaderboard.gap import check_gap, gap_columns
@@ -23,6 +23,7 @@ from leaderboard.ranking import average_ranks, mark_best, mean_and_spread
 
 Titles = Mapping[tuple[str, str], str]  # (task label, task id) -> column title
 Name = tuple[str, str, str, str, str]  # a column's identity: title, task id, metric, unit, direction
+Wanted = Callable[[str, MetricInfo], bool]
 
 
 def rows_and_columns(
@@ -36,7 +37,8 @@ def rows_and_columns(
     """The leaderboard of these records, whatever their order.
 
     Args:
-        metrics: "primary" (the first of each task), "all", or a list of metric names besides the primary ones.
+        metrics: "primary" (the first of each task, and what it declares as shown beside it), "all", or a list of
+            metric names besides the first ones.
         costs: whether the tables show cost columns.
         problems: what `read_records` could not read, to be said under the tables.
         gap: labels of two rows; the tables show what every row recovers of the gap between them.
@@ -74,19 +76,19 @@ def _titles(records: Sequence[Record]) -> Titles:
     return titles
 
 
-def _wanted(records: Sequence[Record], metrics: str | Sequence[str]) -> frozenset[str] | None:
-    """Metric names to show besides the primary ones; None for all."""
+def _wanted(records: Sequence[Record], metrics: str | Sequence[str]) -> Wanted:
+    """Whether a metric that is not its task's first is to be shown: name, declaration -> bool."""
     if metrics == "all":
-        return None
+        return lambda name, info: True
     if metrics == "primary":
-        return frozenset()
+        return lambda name, info: info.shown
     if isinstance(metrics, str):
         raise UserError(f"metrics: {unknown('choice', metrics, ['all', 'primary'])}, or a list of metric names")
     known = {name for record in records for name in record.metrics}
     for name in metrics:
         if name not in known:
             raise UserError(unknown("metric", name, known))
-    return frozenset(metrics)
+    return lambda name, info: name in metrics
 
 
 def _homes(records: Sequence[Record]) -> dict[SectionKey, tuple[list[Record], list[Record]]]:
@@ -129,7 +131,7 @@ def _section(
     own: Sequence[Record],
     borrowed: Sequence[Record],
     titles: Titles,
-    wanted: frozenset[str] | None,
+    wanted: Wanted,
     gap: tuple[str, str] | None,
 ) -> Section:
     columns = _columns(own, titles, wanted)
@@ -161,14 +163,14 @@ def _place(row: Row) -> tuple[Any, ...]:
     return group, row.average_rank is None, row.average_rank or 0.0, row.label
 
 
-def _columns(records: Sequence[Record], titles: Titles, wanted: frozenset[str] | None) -> tuple[Column, ...]:
+def _columns(records: Sequence[Record], titles: Titles, wanted: Wanted) -> tuple[Column, ...]:
     """What ranks first, then by title, then as the task declares its metrics."""
     found: dict[Name, tuple[int, str, bool]] = {}
     for record in records:
         title = titles[record.task, record.task_id]
         summary = record.protocol.get("summary")
         for rank, (metric, info) in enumerate(record.metrics.items()):
-            if rank == 0 or wanted is None or metric in wanted:
+            if rank == 0 or wanted(metric, info):
                 name = (title, record.task_id, metric, info.unit, info.direction)
                 place = (rank, summary if isinstance(summary, str) else "", info.ranked)
                 found[name] = min(found.get(name, place), place)  # of those that records of one protocol give

@@ -21,6 +21,8 @@ FOR_METHODS_AND_TASKS = frozenset(
         "models",
         "features",
         "probes",
+        "reference",
+        "similarity",
         "data",
         "sources",
         "errors",

@@ -198,6 +198,9 @@ class Method(nn.Module, abc.ABC):
         lr_scale: own submodule's name -> learning-rate multiplier.
         student_layers, teacher_layers: blocks whose tokens it wants.
         student_attention, teacher_attention: blocks whose attention maps it wants.
+    Instance attributes that losses() may set:
+        seen: further facts of this step for train.jsonl, detached scalars by name; they are averaged as the terms
+            are, and are no part of the loss.
     """
 
     name: ClassVar[str]
@@ -214,6 +217,7 @@ class Method(nn.Module, abc.ABC):
     teacher_layers: frozenset[int] = frozenset()
     student_attention: frozenset[int] = frozenset()
     teacher_attention: frozenset[int] = frozenset()
+    seen: Mapping[str, Tensor] = {}
 
     def __init__(self, student: Vit, teacher: Vit) -> None:
         super().__init__()
@@ -244,6 +248,7 @@ class Method(nn.Module, abc.ABC):
     def diagnose(self, calibration: Calibration) -> dict[str, Any]:
         """What can be told of the trained method on real images: plain numbers, strings, lists and dicts of them.
 
+        `calibration.samples` is how many images are meant to be looked at.
         `singer-bench diagnose` asks a method that was built from its run's seed and then given its trained state.
         """
         return {}

@@ -294,6 +294,50 @@ def check(
 
 
 @app.command()
+def diagnose(
+    where: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WORKSPACE|CONFIG",
+            help="A folder of results: its finished runs. A configuration: its methods as initialised.",
+            show_default=False,
+        ),
+    ],
+    run: Annotated[str | None, typer.Option(metavar="LABEL", help="Only this row, run title or run id.")] = None,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Training images that are looked at.")] = 64,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="All numbers into a file, too.")
+    ] = None,
+    settings: Settings = None,
+    workspace: WorkspaceOption = None,
+    plugin: Plugins = None,
+) -> None:
+    """What methods do to real images, as they tell it."""
+    if where.is_dir() and (settings or workspace or plugin):
+        raise UserError(
+            "--set, --workspace and --plugin belong to a configuration; a folder of results knows its own. Leave them "
+            "out, or name a configuration"
+        )
+    import json
+
+    from harness.diagnosis import of_experiment, of_workspace, shown
+    from harness.records import write_atomic
+    from harness.runs import Workspace
+
+    if where.is_dir():
+        found = of_workspace(Workspace(where), run, images)
+    else:
+        experiment = _experiment(where, settings, plugin)
+        found = of_experiment(experiment, _workspace(experiment, workspace), run, images)
+    print(shown(found))
+    if json_file is not None:
+        try:
+            write_atomic(json_file, json.dumps([one.plain() for one in found], indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {str(json_file)!r}: {error.strerror}") from error
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="STUDENT", help="WORKSPACE/students/ID, or the folder of any student.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to make.")],

@@ -21,11 +21,12 @@ import torch
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor, nn
 
-from harness.api import Batch, Method, Outputs
+from harness.api import Batch, Method, Outputs, Vit
 from harness.config import Training
 from harness.models import TimmVit
 from harness.seeds import derive
 
+OWN_COLUMNS = ("step", "epoch", "lr", "loss", "grad_norm")  # of train.jsonl
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -159,7 +160,7 @@ class Group:
     """
 
     members: list[Member]
-    teacher: TimmVit
+    teacher: Vit
     training: Training
     steps: int
     steps_an_epoch: int
@@ -242,6 +243,7 @@ class Group:
             student = member.student(batch.images, method.student_layers, method.student_attention)
             terms = method.losses(student, teacher, batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
+        seen = {**{k: v.detach() for k, v in terms.items()}, "loss": loss.detach(), **_facts(method, terms)}
         member.diverged_at = torch.where(
             (member.diverged_at < 0) & ~torch.isfinite(loss.detach()), self.step, member.diverged_at
         )
@@ -256,7 +258,6 @@ class Group:
             group["lr"] = self.training.lr * group["lr_scale"] * share
         member.scaler.step(optimizer)
         member.scaler.update()
-        seen = {**{k: v.detach() for k, v in terms.items()}, "loss": loss.detach()}
         if norm is not None:
             seen["grad_norm"] = norm.detach()
         for name, value in seen.items():
@@ -282,6 +283,14 @@ class Group:
         own = next((f for f in reversed(frames) if f"{os.sep}torch{os.sep}" not in f.filename), frames[-1])
         where = f"{Path(own.filename).name}:{own.lineno}"
         return {"reason": f"{type(error).__name__} at {where}: {error}", "step": self.step}
+
+
+def _facts(method: Method, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a method has seen beside its terms, to be averaged into the log with them; no part of the loss."""
+    twice = sorted({*OWN_COLUMNS, *terms} & set(method.seen))
+    if twice:
+        raise ValueError(f"{method.name!r} calls what it has seen {twice}, which the log has already; rename it")
+    return {name: value.detach().float() for name, value in method.seen.items()}
 
 
 def _seed(seed: int, device: str) -> None:

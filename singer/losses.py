@@ -39,3 +39,18 @@ def gram_loss(patches: Tensor, other: Tensor) -> Tensor:
 def feature_loss(tokens: Tensor, other: Tensor) -> Tensor:
     """Mean squared difference of tokens, in fp32: [B, N, D] twice -> scalar."""
     return F.mse_loss(tokens.float(), other.float())
+
+
+@torch.no_grad()
+def norms_seen(raw: Tensor, refined: Tensor, layer: int) -> dict[str, Tensor]:
+    """Largest and median patch norm of a batch, raw and refined, by the name they have in a log.
+
+    Args:
+        raw, refined: patch tokens after `layer`, [B, P, D].
+    """
+    found = {}
+    for name, patches in (("raw", raw), ("refined", refined)):
+        norms = token_norms(patches)  # [B, P]
+        found[f"{name}_max/{layer}"] = norms.amax()
+        found[f"{name}_median/{layer}"] = norms.median()
+    return found

@@ -1,12 +1,14 @@
 """Where a refiner may move a token without the next block noticing: a linear surrogate and its null space.
 
 The surrogate keeps only the two linear maps of a block's MLP; the LayerNorm before it, biases, activation,
-attention and the residual are left out, as in the method's published form (arXiv 2509.20986).
+attention and the residual are left out, as in the method's published form (arXiv 2509.20986). What is defined for
+gated MLPs is in `singer.least_squares`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,16 @@ class Basis:
     smallest: float | None = None
     largest: float | None = None
 
+    def report(self) -> dict[str, Any]:
+        """All but the vectors, as plain values."""
+        return {
+            "from_null_space": self.from_null_space,
+            "random_padding": self.random_padding,
+            "singular_values_below_threshold": self.below_threshold,
+            "smallest_singular_value": self.smallest,
+            "largest_singular_value": self.largest,
+        }
+
 
 def surrogate(block: nn.Module, layer_scale: bool = True) -> Tensor:
     """W with x W ~ what the block's MLP adds to a token x: (diag(gamma) fc2 fc1)^T, [D, D] float64 on the CPU.
@@ -46,18 +58,24 @@ def surrogate(block: nn.Module, layer_scale: bool = True) -> Tensor:
     Raises:
         ValueError: the MLP is gated (GluMlp, SwiGLU) or of another form, so fc2 fc1 is not defined.
     """
-    mlp = getattr(block, "mlp", None)
-    fc1, fc2 = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
-    if not isinstance(fc1, nn.Linear) or not isinstance(fc2, nn.Linear) or fc2.in_features != fc1.out_features:
+    mlp: Any = getattr(block, "mlp", None)
+    if not is_plain_mlp(block):
         raise ValueError(
-            f"the MLP of {type(block).__name__} is a {type(mlp).__name__}; SiNGER's surrogate fc2 fc1 is defined "
-            "for a plain Mlp only. Use basis='random', or a teacher without gated MLPs"
+            f"the MLP of {type(block).__name__} is a {type(mlp).__name__}; the product fc2 fc1 is defined for a plain "
+            "Mlp only. Use surrogate='least_squares' (or 'auto'), or basis='random'"
         )
-    product = _exact(fc2.weight) @ _exact(fc1.weight)  # [D, D]
+    product = _exact(mlp.fc2.weight) @ _exact(mlp.fc1.weight)  # [D, D]
     gamma = mlp_layer_scale(block) if layer_scale else None
     if gamma is not None:
         product = _exact(gamma).unsqueeze(1) * product
     return product.T
+
+
+def is_plain_mlp(block: nn.Module) -> bool:
+    """Whether the block's `mlp` is Linear, activation, Linear, so that fc2 fc1 is defined."""
+    mlp = getattr(block, "mlp", None)
+    fc1, fc2 = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
+    return isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc2.in_features == fc1.out_features
 
 
 def mlp_layer_scale(block: nn.Module) -> Tensor | None:
@@ -75,7 +93,7 @@ def null_space_basis(weight: Tensor, rank: int, threshold: float) -> Basis:
     Args:
         weight: W, [D, D]. rank: r. threshold: absolute, in the units of the singular values.
     """
-    vectors, values = _left_singular(weight)
+    vectors, values = left_singular(weight)
     below = values < threshold
     found = vectors.T[below][:rank]  # [<= r, D]
     padding = rank - len(found)
@@ -88,7 +106,7 @@ def smallest_basis(weight: Tensor, rank: int, threshold: float) -> Basis:
 
     `threshold` only counts how many of them the other choice would have accepted.
     """
-    vectors, values = _left_singular(weight)
+    vectors, values = left_singular(weight)
     below = values < threshold
     rows = vectors.T[-rank:].float()
     return Basis(rows, int(below[-rank:].sum()), 0, int(below.sum()), float(values[-1]), float(values[0]))
@@ -109,7 +127,7 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _left_singular(weight: Tensor) -> tuple[Tensor, Tensor]:
+def left_singular(weight: Tensor) -> tuple[Tensor, Tensor]:
     """U [D, D], its columns the left singular vectors, and the singular values [D], descending."""
     vectors, values, _ = torch.linalg.svd(weight.double())
     return vectors, values

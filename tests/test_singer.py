@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 
@@ -293,11 +294,11 @@ def test_the_surrogate_takes_layer_scale_in_unless_told_not_to(cls):
     assert torch.allclose(surrogate(block), plain * gamma.detach().double())  # gamma scales what comes out
 
 
-def test_a_gated_mlp_is_refused_by_name_and_works_with_a_random_basis():
+def test_a_gated_mlp_has_no_product_and_works_with_a_random_basis_at_once():
     student = vit()
     teacher = vit(dim=24, mlp_layer=GluMlp)
     with pytest.raises(ValueError, match=r"Block is a GluMlp.*basis='random'"):
-        Singer(student, teacher, rank=4)
+        surrogate(teacher.block(0))
     terms = losses_of(Singer(student, teacher, rank=4, basis="random"), student, teacher)
     assert all(torch.isfinite(t) for t in terms.values())
 
@@ -402,6 +403,129 @@ def test_the_refiners_learning_rate_scale_names_an_owned_module():
     _, method = golden(A, refiner_lr_scale=10.0)
     assert method.lr_scale == {"refiners": 10.0}
     assert isinstance(method.get_submodule("refiners"), nn.ModuleList)
+
+
+@pytest.mark.parametrize(("gain", "factor"), [(1.0, 2.0), (0.0, 1.0), (-1.0, 0.0), (0.5, 1.5)])
+def test_the_gain_says_what_becomes_of_the_null_part_at_the_start(gain, factor):
+    built, method = golden(A, gain=gain)
+    _, teacher = built.outputs(method)
+    for k, (layer, tokens) in enumerate(method.targets(teacher).items()):
+        basis = method.bases[k].vectors  # orthonormal rows, no padding in this case
+        raw = teacher.patches(layer)
+        expected = raw + (factor - 1) * raw @ basis.T @ basis
+        assert torch.allclose(tokens[:, 1:], expected, atol=1e-4)
+        if gain == 0:
+            assert torch.equal(tokens, teacher.tokens[layer])
+
+
+def test_a_refiner_that_starts_at_the_identity_still_learns_both_factors():
+    built, method = golden(A, gain=0.0)
+    outputs = built.outputs(method)
+    before = copy.deepcopy(method.state_dict())
+    optimiser = torch.optim.AdamW(method.refiners.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        sum(method.losses(*outputs, built.batch).values()).backward(retain_graph=True)
+        optimiser.step()
+    moved = {name for name, p in method.refiners.named_parameters() if not torch.equal(p, before[f"refiners.{name}"])}
+    assert moved == {"0.down", "0.up", "1.down", "1.up"}
+
+
+def at(built, progress: float) -> Batch:
+    return dataclasses.replace(built.batch, progress=progress)
+
+
+def test_in_its_warmup_the_refiner_learns_alone_and_afterwards_all_is_as_without():
+    built, method = golden(A, refiner_warmup=0.3)
+    _, plain = golden(A)
+    outputs = built.outputs(method)
+    early, late = (method.losses(*outputs, at(built, progress)) for progress in (0.29, 0.3))
+    assert early["kd"] == 0
+    usual = plain.losses(*outputs, built.batch)
+    assert {k: early[k].item() for k in ("outlier", "info")} == {k: usual[k].item() for k in ("outlier", "info")}
+    assert {k: v.item() for k, v in late.items()} == {k: v.item() for k, v in usual.items()}
+    sum(early.values()).backward(retain_graph=True)
+    assert all(p.grad is None for p in [*built.student_model.parameters(), *method.projectors.parameters()])
+    assert all(p.grad.norm() > 0 for p in method.refiners.parameters())
+
+
+def test_training_in_the_warmup_leaves_the_student_as_it_was_to_the_bit(tmp_path):
+    from harness.config import Training
+    from harness.train import Group, Member
+
+    built, method = golden(A, refiner_warmup=0.5)
+    before = copy.deepcopy(built.student_model.state_dict()), copy.deepcopy(method.state_dict())
+    member = Member("one", 0, built.student, method, tmp_path)
+    group = Group([member], built.teacher, Training(steps=4, lr=1e-2, weight_decay=0.1), 4, 4, log_steps=4)
+    for step in range(2):
+        group.train_step(at(built, step / 4))
+    assert all(torch.equal(v, before[0][k]) for k, v in built.student_model.state_dict().items())
+    moved = {k.split(".")[0] for k, v in method.state_dict().items() if not torch.equal(v, before[1][k])}
+    assert moved == {"refiners"}
+    group.train_step(at(built, 2 / 4))
+    assert not torch.equal(built.student_model.blocks[0].mlp.fc1.weight, before[0]["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_detached_target_keeps_imitation_from_the_refiner_and_changes_no_value():
+    built, method = golden(A, detach_target=True)
+    _, usual = golden(A)
+    outputs = built.outputs(method)
+    terms, plain = method.losses(*outputs, built.batch), usual.losses(*outputs, built.batch)
+    assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in plain.items()}
+    terms["kd"].backward(retain_graph=True)
+    assert all(p.grad is None for p in method.refiners.parameters())
+    assert built.student_model.patch_embed.proj.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"refiner_warmup": 1.0}, r"refiner_warmup 1.0 is no share in \[0, 1\)"),
+        ({"refiner_warmup": -0.1}, "refiner_warmup -0.1"),
+        ({"refiner_warmup": 0.1, "w_outlier": 0.0, "w_info": 0.0}, "both are 0"),
+    ],
+)
+def test_a_warmup_that_cannot_be_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        golden(A, **values)
+
+
+def test_targets_are_the_refined_tokens_that_imitation_is_made_of():
+    built, method = golden(A)
+    student, teacher = built.outputs(method)
+    targets = method.targets(teacher)
+    assert sorted(targets) == [3, 5]
+    expected = [
+        nn.functional.mse_loss(project(student.tokens[ours]), targets[theirs])
+        for project, ours, theirs in zip(method.projectors, (1, 2), (3, 5), strict=True)
+    ]
+    assert built.losses(method)["kd"].item() == close(sum(expected).item() / 2)
+
+
+def test_what_a_step_has_seen_are_the_norms_before_and_after_refinement():
+    built, method = golden(A)
+    student, teacher = built.outputs(method)
+    method.losses(student, teacher, built.batch)
+    assert set(method.seen) == {f"{w}_{s}/{i}" for w in ("raw", "refined") for s in ("max", "median") for i in (3, 5)}
+    for layer, tokens in method.targets(teacher).items():
+        for name, patches in (("raw", teacher.patches(layer)), ("refined", tokens[:, 1:])):
+            norms = patches.norm(dim=-1)
+            assert method.seen[f"{name}_max/{layer}"].item() == close(norms.max().item())
+            assert method.seen[f"{name}_median/{layer}"].item() == close(norms.median().item())
+    assert not any(value.requires_grad for value in method.seen.values())
+
+
+def test_the_ablations_are_presets_and_every_searched_value_can_be_built():
+    presets = {"singer_no_outlier": "outlier", "singer_no_info": "info"}
+    for name, term in presets.items():
+        built, method = golden(A, **Singer.presets[name])
+        terms = built.losses(method)
+        assert terms[term] == 0 and all(terms[k] > 0 for k in terms if k != term)
+    student, teacher = vit(), vit(dim=64, seed=1)
+    for name, (form, *values) in Singer.search.items():
+        assert form in ("log", "uniform", "int", "choice")
+        for value in values:
+            Singer(student, teacher, **{"rank": 4, name: value})
 
 
 def test_a_seed_decides_the_random_basis():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -337,3 +338,63 @@ def test_train_is_free_of_names_of_methods():
         path = Path(train.__file__).with_name(f"{module}.py")
         strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
         assert not names & {s for s in strings if isinstance(s, str)}, module
+
+
+class Noting(Method):
+    """A feature method that also notes facts of a step, on request."""
+
+    name, cite = "noting", "test"
+    notes = True
+    names = ("brightness", "step_times_two")
+
+    def __init__(self, student, teacher):
+        super().__init__(student, teacher)
+        self.projector = nn.Linear(student.dim, teacher.dim)
+        self.student_layers = frozenset({3})
+        self.teacher_layers = frozenset({3})
+
+    def losses(self, student, teacher, batch) -> dict[str, Tensor]:
+        if self.notes:
+            bright, twice = self.names
+            self.seen = {bright: batch.images.mean(), twice: torch.tensor(2 * round(12 * batch.progress))}
+        return {"kd": (self.projector(student.tokens[3]) - teacher.tokens[3]).square().mean()}
+
+
+def test_what_a_method_has_seen_is_averaged_into_the_log_and_is_no_part_of_the_loss(tmp_path):
+    one = trained(["noting"], tmp_path, kinds={"noting": Noting})["noting"]
+    lines = [json.loads(line) for line in (one.folder / "train.jsonl").read_text().splitlines()]
+    assert [line["step_times_two"] for line in lines] == [3, 11, 19]  # means of 0 2 4 6, 8 .. 14, 16 .. 22
+    bright = [float(batch(step).images.mean()) for step in range(4)]
+    assert lines[0]["brightness"] == pytest.approx(sum(bright) / 4)
+    assert all(line["loss"] == pytest.approx(line["kd"]) for line in lines)
+
+
+def test_seeing_more_changes_no_bit_of_what_is_trained(tmp_path):
+    class Silent(Noting):
+        notes = False
+
+    loud, silent = (trained([n], tmp_path, kinds={n: k})[n] for n, k in (("noting", Noting), ("silent", Silent)))
+    assert equal(loud, silent)
+    assert "brightness" not in (silent.folder / "train.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["kd", "loss", "lr", "grad_norm"])
+def test_a_fact_under_a_name_that_the_log_has_already_fails_in_words(name, tmp_path):
+    class Clashing(Noting):
+        names = (name, "other")
+
+    one = trained(["clashing"], tmp_path, kinds={"clashing": Clashing}, steps=1)["clashing"]
+    assert one.failure is not None and f"['{name}'], which the log has already" in one.failure["reason"]
+
+
+def test_a_resumed_group_logs_the_same_facts(tmp_path):
+    whole = trained(["noting"], tmp_path, kinds={"noting": Noting})["noting"]
+    first = Group([member("noting", Noting, tmp_path)], teacher(), Training(steps=12, lr=1e-2), 12, 5, log_steps=4)
+    for step in range(6):
+        first.train_step(batch(step))
+    second = Group([member("noting", Noting, tmp_path)], teacher(), Training(steps=12, lr=1e-2), 12, 5, log_steps=4)
+    second.load_state(first.state())
+    for step in range(6, 12):
+        second.train_step(batch(step))
+    lines = (second.members[0].folder / "train.jsonl").read_text().splitlines()
+    assert lines == (whole.folder / "train.jsonl").read_text().splitlines()[1:]

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from harness import models
-from harness.api import Method, frozen
-from harness.calibration import SourceCalibration
+from harness.api import Method, Vit, frozen
+from harness.calibration import SourceCalibration, calibration_images
 from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Data, steps_an_epoch
 from harness.errors import ConfigError, UserError
+from harness.locks import Lock
 from harness.planting import plant
 from harness.records import write_atomic
 from harness.registry import build_method, method_class
-from harness.runs import Run, Workspace, fit_run
+from harness.runs import Run, Workspace, fit_run, teacher_key
 from harness.seeds import content_hash, derive
 from harness.sources import Source
+from harness.teachers import repaired, repairs_of, unfound
+from harness.twins import twin
 
 TEACHERS = 3  # in memory at once: the experiment's, its clean twin, and a control's
 
@@ -42,7 +48,7 @@ class Builder:
     def __init__(self, experiment: Experiment, workspace: Workspace, device: str, fit: Callable[[Run], None]) -> None:
         self.experiment, self.workspace, self.device, self.fit = experiment, workspace, device, fit
         self.data = open_data(experiment.data)
-        self._teachers: dict[str, models.TimmVit] = {}
+        self._teachers: dict[str, Vit] = {}
 
     @property
     def source(self) -> Source:
@@ -68,8 +74,8 @@ class Builder:
                 f"then, {now['count']} now, or other names. Restore it, or give the new data its own data.name"
             )
 
-    def teacher(self, spec: TeacherSpec) -> models.TimmVit:
-        """The frozen teacher of a run; trained first where the specification says so."""
+    def teacher(self, spec: TeacherSpec) -> Vit:
+        """The frozen teacher of a run; trained first where the specification says so, then repaired."""
         key = content_hash(spec.model_dump(mode="json"))
         if key not in self._teachers:
             while len(self._teachers) >= TEACHERS:
@@ -78,21 +84,39 @@ class Builder:
         self._teachers[key] = self._teachers.pop(key)
         return self._teachers[key]
 
-    def _build_teacher(self, spec: TeacherSpec, fitted: bool = True) -> models.TimmVit:
-        size = self.data.image_size
+    def _build_teacher(self, spec: TeacherSpec, fitted: bool = True) -> Vit:
+        """`fitted` False: one that is trained here stays as it was initialised, and its repairs know no data."""
+        spec, size = twin(spec), self.data.image_size
         if spec.fit is None:
-            plain = spec.model_dump()
-            teacher = models.build_teacher(plain, size, self.source.classes, self.device)
+            teacher = models.build_teacher(spec.model_dump(), size, self.source.classes, self.device)
         elif fitted:
             run = fit_run(self.experiment, spec)
             self.fit(run)
             teacher = models.load_exported(self.workspace.student(run.id), self.device)
         else:
             teacher = models.build_student(spec.model_dump(), size, self.num_classes, 0, device=self.device)
-            models.frozen(teacher.model)
+            frozen(teacher.model)
         if spec.planted is not None:
-            plant(teacher, spec.planted.layer, spec.planted.size, spec.planted.share)
-        return teacher
+            plant(teacher, **spec.planted.model_dump())
+        if not repairs_of(spec):
+            return teacher
+        return self._repaired(teacher, spec) if fitted or spec.fit is None else unfound(teacher, spec)
+
+    def _repaired(self, teacher: models.TimmVit, spec: TeacherSpec) -> Vit:
+        """What a repair needs of the data is found by one process and read by all others."""
+        folder = self._teacher_folder(spec)
+        with Lock(self.workspace.locks / f"teacher-{folder.name}.lock") as lock:
+            while not lock.acquire():
+                time.sleep(1)
+            return repaired(teacher, spec, lambda n: calibration_images(self.source, self.data, n, self.device), folder)
+
+    def _teacher_folder(self, spec: TeacherSpec) -> Path:
+        return self.workspace.teacher(teacher_key(self.experiment, spec))
+
+    def teacher_report(self, spec: TeacherSpec) -> dict[str, Any] | None:
+        """What was found when a teacher was repaired; None where nothing was repaired, or not yet."""
+        path = self._teacher_folder(spec) / "report.json"
+        return json.loads(path.read_text()) if repairs_of(spec) and path.is_file() else None
 
     def student(self, run: Run) -> models.TimmVit:
         """A run's student as it is before training."""
@@ -103,29 +127,39 @@ class Builder:
     def preflight(self, runs: Sequence[Run]) -> None:
         """Build every method once before anything trains, so that a mistake costs seconds.
 
+        A teacher's repairs look at the data here, unless it is yet to be trained; what they find is kept.
+
         Raises:
-            ConfigError: all methods that cannot be built for this teacher and student, with their reasons.
+            ConfigError: all methods that cannot be built for this teacher and student, and all teachers that cannot
+                be built, with their reasons.
         """
         mistakes = []
         seen: set[str] = set()
-        teachers: dict[str, models.TimmVit] = {}
+        teachers: dict[str, Vit] = {}
+        failed: set[str] = set()  # teachers that cannot be built, which was said once
         for run in runs:
-            if run.info.label in seen or self.workspace.is_trained(run):
+            key = content_hash(run.teacher.model_dump(mode="json"))
+            if run.info.label in seen or key in failed or self.workspace.is_trained(run):
                 continue
             seen.add(run.info.label)
-            key = content_hash(run.teacher.model_dump(mode="json"))
-            if key not in teachers:
-                teachers = {key: self._build_teacher(run.teacher, fitted=False)}
             try:
+                if key not in teachers:
+                    teachers.clear()
+                    teachers[key] = self._build_teacher(run.teacher, fitted=self._is_fitted(run.teacher))
                 self.method(run, self.student(run), teachers[key], calibrate=False)
             except (ValueError, UserError) as error:
+                if key not in teachers:
+                    failed.add(key)
                 reason = str(error).removeprefix(f"method {run.spec['method']!r}: ")
                 mistakes.append(f"method {run.info.label!r}: {reason}")
         if mistakes:
             raise ConfigError(mistakes)
         steps_an_epoch(len(self.source), self.experiment.training.batch_size)
 
-    def method(self, run: Run, student: models.TimmVit, teacher: models.TimmVit, *, calibrate: bool = True) -> Method:
+    def _is_fitted(self, spec: TeacherSpec) -> bool:
+        return spec.fit is not None and self.workspace.is_trained(fit_run(self.experiment, spec))
+
+    def method(self, run: Run, student: models.TimmVit, teacher: Vit, *, calibrate: bool = True) -> Method:
         """A run's method, its own modules initialised from the seed alone, and shown the data unless told not to."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("method", run.info.seed))
@@ -135,7 +169,7 @@ class Builder:
                 method.calibrate(SourceCalibration(self.source, self.data, teacher, self.device))
             return method
 
-    def trained_method(self, run: Run, teacher: models.TimmVit) -> Method:
+    def trained_method(self, run: Run, teacher: Vit) -> Method:
         """A finished run's method, frozen, with the state that was kept beside its student.
 
         Raises:

@@ -52,7 +52,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     plain = model_identity(spec)
     plain["fit"] = spec.fit.model_dump(mode="json") if spec.fit else None
     # A clean teacher without planting differs from one planted at size 0, whose later blocks are blind.
-    plain["planted"] = spec.planted.model_dump(mode="json") if spec.planted else None
+    plain["planted"] = spec.planted.identity() if spec.planted else None
     repairs = spec.model_dump(mode="json", include=set(REPAIRS), exclude_none=True)
     # Whole, with the settings that are None: a default that changes is another identity.
     return {**plain, **{name: getattr(spec, name).model_dump(mode="json") for name in repairs}}

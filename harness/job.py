@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from harness import checkpoint, models, train
-from harness.api import Method
+from harness.api import Method, Vit
 from harness.builder import Builder
 from harness.config import Experiment, Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
@@ -139,7 +139,7 @@ class Job:
         if self.stop():
             raise Interrupted(signal.Signals(self.stop.asked or signal.SIGTERM).name)
 
-    def _member(self, run: Run, teacher: models.TimmVit) -> train.Member:
+    def _member(self, run: Run, teacher: Vit) -> train.Member:
         student = self.builder.student(run)
         folder = self.workspace.partial(run.id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +224,9 @@ class Job:
             "skipped_images": group.skipped,
             "environment": self.environment,
         }
+        found = self.builder.teacher_report(run.teacher)
+        if found is not None:
+            described["teacher"] = found
         write_atomic(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False))
         os.rename(folder, final)
         checkpoint.sync_folder(final.parent)

@@ -12,13 +12,14 @@ weights behind them and u is orthogonal to the ones vector, so that fc1 and qkv 
 that looks for the null space of the next block's MLP can find u there.
 
 The places are the patches with the smallest clean norm at `layer`, those with the least in them, as in
-Darcet et al., arXiv 2309.16588, where artifacts sit in low-information background.
+Darcet et al., arXiv 2309.16588, where artifacts sit in low-information background. Or they are chance, as far as an
+image's content can be: the patches whose direction is nearest to a random one. Then a norm tells nothing of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,27 @@ class _Blind(nn.Module):
 
 
 class _Planting(nn.Module):
-    """A block that adds the artifact to the patches with the smallest norm among its outputs."""
+    """A block that adds the artifact to some patches among its outputs.
 
-    def __init__(self, block: nn.Module, direction: Tensor, size: float, share: float, prefix: int) -> None:
+    `chance`: a random direction [D], and the patches nearest to it are chosen; None: those with the smallest norm.
+    """
+
+    def __init__(
+        self, block: nn.Module, direction: Tensor, size: float, share: float, prefix: int, chance: Tensor | None
+    ) -> None:
         super().__init__()
         self.block, self.size, self.share = block, size, share
         self.num_prefix_tokens = prefix  # as timm's attentions call it, so that appended registers are counted
         self.register_buffer("direction", direction)
+        self.register_buffer("chance", chance)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         tokens = self.block(x, **kwargs)
-        norms = tokens[:, self.num_prefix_tokens :].norm(dim=-1)  # [B, P]
+        patches = tokens[:, self.num_prefix_tokens :]
+        norms = patches.norm(dim=-1)  # [B, P]
         count = max(1, round(self.share * norms.shape[1]))
-        places = norms.topk(count, dim=1, largest=False).indices + self.num_prefix_tokens  # [B, count]
+        order = norms if self.chance is None else -(patches @ cast(Tensor, self.chance).to(patches.dtype)) / norms
+        places = order.topk(count, dim=1, largest=False).indices + self.num_prefix_tokens  # [B, count]
         height = self.size * norms.median(dim=1).values  # [B]
         mark = torch.zeros(tokens.shape[:2], dtype=tokens.dtype, device=tokens.device)
         mark.scatter_(1, places, height[:, None].expand(-1, count).to(tokens.dtype))
@@ -67,13 +76,19 @@ class _Planting(nn.Module):
             return getattr(super().__getattr__("block"), name)  # mlp, attn, norm1: of the block inside
 
 
-def plant(teacher: TimmVit, layer: int, size: float, share: float = 0.03) -> Tensor:
+def plant(
+    teacher: TimmVit,
+    layer: int,
+    size: float,
+    share: float = 0.03,
+    places: Literal["smallest", "random"] = "smallest",
+) -> Tensor:
     """Plant artifacts onto `teacher`, in place.
 
     Args:
         layer: the block after which they appear; at least one block must follow it or it is the last.
         size: norm of the added vector, in multiples of the image's median patch norm after `layer`.
-        share: of the patches of an image; at least one.
+        share: of the patches of an image; at least one. places: which they are.
 
     Returns:
         The direction u, [D], of unit norm and orthogonal to the ones vector.
@@ -95,7 +110,8 @@ def plant(teacher: TimmVit, layer: int, size: float, share: float = 0.03) -> Ten
     u = (u / u.norm()).float().to(device)
     for i in range(layer + 1, teacher.depth):
         _blind(teacher.block(i), u, i)
-    model.blocks[layer] = _Planting(model.blocks[layer], u, size, share, teacher.num_prefix_tokens)
+    chance = torch.randn(teacher.dim, generator=generator).to(device) if places == "random" else None
+    model.blocks[layer] = _Planting(model.blocks[layer], u, size, share, teacher.num_prefix_tokens, chance)
     if isinstance(model.norm, nn.LayerNorm):
         # The head must be as blind as the blocks, or the teacher's logits would depend on the artifact.
         model.norm = _affine_after(_Blind(model.norm, u), model.norm)

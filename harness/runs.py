@@ -73,6 +73,7 @@ class Workspace:
     students/<run id>/    run.yaml, config.json + model.safetensors (timm), method.safetensors, train.jsonl
     records/              <run id>.<task id>.json
     groups/<group id>/    group.json, checkpoint.pt of trainings under way
+    teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """
 
@@ -81,9 +82,14 @@ class Workspace:
         self.students, self.records, self.groups = self.root / "students", self.root / "records", self.root / "groups"
         self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
         self.protocols, self.data = self.root / "protocols", self.root / "data"
+        self.teachers = self.root / "teachers"
 
     def student(self, run_id: str) -> Path:
         return self.students / run_id
+
+    def teacher(self, key: str) -> Path:
+        """Of a repaired teacher, by `teacher_key`."""
+        return self.teachers / key
 
     def partial(self, run_id: str) -> Path:
         """Where a student is written until it is complete and renamed."""
@@ -139,6 +145,18 @@ def fit_run(experiment: Experiment, teacher: TeacherSpec) -> Run:
     changed = experiment.model_copy(update={"training": fit.training})
     spec = _spec(changed, fit.method, {}, teacher_identity(bare), student, fit.seed)
     return _run(experiment, spec, MethodSpec(method=fit.method, label="teacher fit"), bare, student, "fit")
+
+
+def teacher_key(experiment: Experiment, teacher: TeacherSpec) -> str:
+    """Hash of all that decides a repaired teacher: itself, and the training images that its repairs look at."""
+    return content_hash(
+        {
+            "identity": IDENTITY,
+            "teacher": teacher_identity(teacher),
+            "fit": fit_run(experiment, teacher).id if teacher.fit is not None else None,
+            "data": {k: v for k, v in data_identity(experiment.known(), experiment.data).items() if k != "augment"},
+        }
+    )
 
 
 def _run(

@@ -132,6 +132,12 @@ class Planted(Strict):
     layer: int  # the block after which they appear; later blocks are blind to them
     size: NotNegative  # norm, in multiples of the layer's median patch norm; 0 gives the clean teacher
     share: Share = 0.03  # of the patches
+    places: Literal["smallest", "random"] = "smallest"  # the patches of the smallest norm, or whatever their norm
+
+    def identity(self) -> dict[str, Any]:
+        """Places are left out while they are the default, so that what was computed before them stays known."""
+        plain = self.model_dump(mode="json")
+        return {k: v for k, v in plain.items() if k != "places" or v != "smallest"}
 
 
 class RegistersAppended(Strict):

@@ -14,12 +14,13 @@ import yaml
 from harness import models
 from harness.api import Task
 from harness.builder import Builder, open_data
-from harness.features import Encoder, weights_identity
+from harness.features import Encoder
 from harness.locks import Lock
 from harness.progress import Console
 from harness.records import Cost, MetricInfo, Record, has_record, write_atomic, write_record
 from harness.reference import Reference
 from harness.registry import task_class
+from harness.repairs import vit_identity
 from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
 from harness.seeds import content_hash
 from harness.specs import REPAIRS
@@ -91,7 +92,7 @@ class Evaluation:
             head_trained = described["head_trained"]
         encoder = Encoder(
             vit,
-            identity=weights_identity(vit.model),
+            identity=vit_identity(vit),
             cache=self.workspace.features,
             device=self.device,
             batch_size=self.experiment.runtime.batch_size,

@@ -391,7 +391,7 @@ def figures(
         ),
     ] = None,
 ) -> None:
-    """Pictures of artifacts: patch norms, principal components, similarity, norms block by block."""
+    """Pictures of artifacts and of what methods do to them."""
     if (workspace is None) == (model is None):
         raise UserError(
             "name either a WORKSPACE or a --model; " + ("neither is given" if model is None else "not both")

@@ -18,6 +18,7 @@ FOR_METHODS_AND_TASKS = frozenset(
         "api",
         "matching",
         "norms",
+        "standardise",
         "models",
         "features",
         "probes",

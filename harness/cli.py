@@ -377,6 +377,9 @@ def figures(
         str | None, typer.Option(metavar="ROW,COLUMN", help="The patch that similarity is to. Default: the middle.")
     ] = None,
     format: Annotated[str, typer.Option(metavar="A,B", help="png, svg, pdf, with commas between.")] = "png,svg",
+    hide_images: Annotated[
+        bool, typer.Option("--hide-images", help="Maps alone, for images that may not be published.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="One model alone: a timm name, or local-dir:FOLDER.")
     ] = None,
@@ -405,6 +408,7 @@ def figures(
         mark=None if mark is None else place(mark),
         methods=None if methods is None else parts(methods),
         formats=parts(format),
+        hide_images=hide_images,
     )
     if workspace is not None:
         alone = {"--checkpoint": checkpoint, "--size": size, "--repair": repair}

@@ -25,11 +25,15 @@ EXPANDED = 16  # pixels a patch, so that no viewer smooths a map
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The images themselves: [n, H, W, 3] uint8, their names, and the mark's place down and right in [0, 1)."""
+    """The images themselves: [n, H, W, 3] uint8, their names, and the mark's place down and right in [0, 1).
+
+    `hidden` leaves their column out: a licence may allow maps of an image to be published and not the image.
+    """
 
     images: np.ndarray
     names: Sequence[str]
     mark: tuple[float, float]
+    hidden: bool = False
 
 
 @style()
@@ -152,7 +156,7 @@ def _pages(
     below = len(shown.images) * row_mm + (BAR_MM if bar else 2.0)
     figures = []
     for batch in _batches([high + below for high in above], HEIGHT_MM - HEAD_MM):
-        width = GUTTER_MM + (1 + max(len(bands[i]) for i in batch)) * (side + GAP_MM) + 1
+        width = GUTTER_MM + (1 - shown.hidden + max(len(bands[i]) for i in batch)) * (side + GAP_MM) + 1
         page = Page(width, HEAD_MM + sum(above[i] + below for i in batch))
         page.text(0.5, 1.5, heading, TITLE_PT, weight="bold")
         top = HEAD_MM
@@ -189,16 +193,19 @@ def _band(
 ) -> None:
     """Images at the left, a column of maps each beside them, colour bars below."""
     cell, bar = draw
-    page.title(GUTTER_MM, top, side, above, "image")
+    if not shown.hidden:
+        page.title(GUTTER_MM, top, side, above, "image")
     for row, (image, name) in enumerate(zip(shown.images, shown.names, strict=True)):
         y = top + above + row * row_mm
         page.text(GUTTER_MM - 0.8, y + side / 2, _short(name, side), SMALL_PT - 1, rotation=90, ha="right", va="center")
+        if shown.hidden:
+            continue
         axes = _bare(page.axes(GUTTER_MM, y, side, side))
         axes.imshow(image)
         if shared:
             _cross(axes, shown.mark[1], shown.mark[0], image.shape[0])
     for j, column in enumerate(band, start=1):
-        x = GUTTER_MM + j * (side + GAP_MM)
+        x = GUTTER_MM + (j - shown.hidden) * (side + GAP_MM)
         page.title(x, top, side, above, column.title, f"after block {column.layer}")
         for row in range(len(shown.images)):
             y = top + above + row * row_mm

@@ -44,6 +44,7 @@ class Wanted:
         layer: the teacher's block, students' in proportion; None: the last.
         mark: row and column of a patch on the teacher's grid; None: the one in the middle.
         methods: labels of rows; None: all. formats: of the files.
+        hide_images: whether the images' own pixels are left out of the pictures.
     """
 
     images: Path | None = None
@@ -52,6 +53,7 @@ class Wanted:
     mark: tuple[int, int] | None = None
     methods: tuple[str, ...] | None = None
     formats: tuple[str, ...] = ("png", "svg")
+    hide_images: bool = False
 
     def __post_init__(self) -> None:
         for format in self.formats:
@@ -250,7 +252,7 @@ def _write(builder: Builder, source: Source, output: Path, wanted: Wanted, colum
     assert mark is not None
     maps.sort(key=lambda found: _ORDER.index(found.kind))
     pixels = images.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
-    shown = drawing.Shown(pixels, names, mark)
+    shown = drawing.Shown(pixels, names, mark, wanted.hide_images)
     written: dict[str, list[Path]] = {}
     for name, figures in (
         ("norms", drawing.norm_maps(shown, maps)),

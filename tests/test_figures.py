@@ -231,3 +231,16 @@ def test_titles_are_broken_where_a_reader_expects_it():
 def test_what_can_be_done_to_a_teacher_can_be_drawn():
     assert "planted" in TREATMENTS and not {"model", "checkpoint", "fit", "classes"} & set(TREATMENTS)
     assert parts('a, "b, c" ,d') == ("a", "b, c", "d")
+
+
+def test_hidden_images_leave_maps_alone(pictures, tmp_path, call):
+    """The picture says nothing of the images' own pixels: there is one column less, and its heading is gone."""
+    for folder, flags in (("with", ()), ("without", ("--hide-images",))):
+        code, _, err = call(*model(pictures, tmp_path / folder, "--count", 2, "--format", "svg", *flags))
+        assert code == 0, err
+    for name in ("norms", "pca", "similarity"):
+        shown, hidden = ((tmp_path / folder / f"{name}.svg").read_text() for folder in ("with", "without"))
+        assert ">image<" in shown and ">image<" not in hidden
+        assert shown.count("<image ") - hidden.count("<image ") == 2
+        widths = [float(xml.fromstring(text).get("width", "").removesuffix("pt")) for text in (shown, hidden)]
+        assert widths[1] < widths[0]

@@ -22,6 +22,7 @@ FOR_METHODS_AND_TASKS = frozenset(
         "models",
         "features",
         "probes",
+        "logistic",
         "reference",
         "similarity",
         "data",

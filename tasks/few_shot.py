@@ -107,28 +107,34 @@ class FewShot(Task):
         source = self.data.open(self.split)
         base = balanced_subset(self.data.open("train"), self.mean_images)
         labels = source.labels()
-        plans = {shots: self._episodes(labels, shots, source) for shots in SHOTS}
+        # The classes of 5-shot episodes for 1-shot ones too, so that the two differ in the shots alone.
+        classes = self._drawable(labels, source)
+        plans = {
+            shots: draw_episodes(labels, classes, self.ways, shots, self.queries, self.episodes) for shots in SHOTS
+        }
         view, last = self.data.view(), encoder.depth - 1
         centre = np.array(encoder.pooled(base, view, [last]).vector(last), dtype=np.float64).mean(axis=0)  # [F]
         vectors = torch.from_numpy(np.array(encoder.pooled(source, view, [last]).vector(last)) - centre)
         vectors = F.normalize(vectors.float().to(encoder.device), dim=-1)  # [n, F]
-        found: dict[str, float] = {"classes": float(len(_drawable(labels, max(SHOTS) + self.queries)))}
+        found: dict[str, float] = {"classes": float(len(classes))}
         for shots, plan in plans.items():
             for head, right in accuracies(vectors, plan).items():
                 found[f"{head}_{shots}shot"] = right.mean().item()
                 found[f"{head}_{shots}shot_interval95"] = 1.96 * right.std().item() / len(right) ** 0.5
         return found
 
-    def _episodes(self, labels: np.ndarray, shots: int, source: Source) -> Episodes:
-        # The classes of 5-shot episodes for 1-shot ones too, so that the two differ in the shots alone.
-        classes = _drawable(labels, max(SHOTS) + self.queries)
+    def _drawable(self, labels: np.ndarray, source: Source) -> np.ndarray:
+        """The classes that have images enough for an episode."""
+        images = max(SHOTS) + self.queries
+        classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+        classes = classes[counts >= images]
         if len(classes) < self.ways:
             raise UserError(
                 f"a {self.ways}-way episode of {max(SHOTS)} shots and {self.queries} queries needs {self.ways} classes "
-                f"with {max(SHOTS) + self.queries} images each; split {self.split!r} has {len(classes)} of them among "
+                f"with {images} images each; split {self.split!r} has {len(classes)} of them among "
                 f"{len(source.classes)} classes and {len(source)} images. Give fewer ways or queries, or another split"
             )
-        return draw_episodes(labels, classes, self.ways, shots, self.queries, self.episodes)
+        return classes
 
     @classmethod
     def tiny(cls) -> Tiny:
@@ -138,12 +144,6 @@ class FewShot(Task):
         }
         data = Data.of_sources(sources, image_size=32, name="colours")
         return Tiny(cls(data=data, queries=5, episodes=30), PixelVit(), PixelVit(blind=True))
-
-
-def _drawable(labels: np.ndarray, images: int) -> np.ndarray:
-    """The classes that have so many images."""
-    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
-    return classes[counts >= images]
 
 
 def draw_episodes(

@@ -91,6 +91,22 @@ class Pooled:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Every token of a whole source, for tasks that ask about pixels.
+
+    Attributes:
+        patches: block index, from the front -> [n, P, D] float16. Memory-mapped where there is a cache: slice before
+            computing. Rounded to float16 in memory too, so that a cache changes no number.
+        cls: block index -> [n, D] float16, the CLS token; empty for a model without one.
+        grid: rows and columns of the P patches.
+    """
+
+    patches: Mapping[int, np.ndarray]
+    cls: Mapping[int, np.ndarray]
+    grid: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Quantity:
     """One array that a pass can fill: what names it in the key, its shape an image, how outputs give it."""
 
@@ -99,6 +115,7 @@ class _Quantity:
     norm: bool
     shape: tuple[int, ...]
     of: Callable[[Outputs], Tensor]
+    dtype: str = "float32"
 
 
 class Encoder:
@@ -204,6 +221,21 @@ class Encoder:
         tokens = {i: arrays[quantity.name] for i, quantity in wanted.items()}
         return Pooled(tokens, source.labels(), self.has_cls, arrays.get("logits"))
 
+    def tokens(self, source: Source, view: View, layers: Iterable[int] = (-1,), *, norm: bool = True) -> Tokens:
+        """Patches and CLS token of every image, after the final norm unless `norm` is False.
+
+        Raises:
+            UserError: an image that cannot be decoded, or features that are not finite or too large for float16;
+                names the sample.
+        """
+        numbers = sorted({self.layer(i) for i in layers})
+        patches = {i: self._patches(i, norm) for i in numbers}
+        cls = {i: self._cls(i, norm) for i in numbers} if self.has_cls else {}
+        arrays = self._arrays(source, view, [*patches.values(), *cls.values()])
+        return Tokens(
+            {i: arrays[q.name] for i, q in patches.items()}, {i: arrays[q.name] for i, q in cls.items()}, self.grid
+        )
+
     def images(self, source: Source, view: View) -> Iterator[Tensor]:
         """All images in the source's order, in batches [B, 3, H, W] in [0, 1], on the CPU.
 
@@ -245,10 +277,24 @@ class Encoder:
 
         return _Quantity(f"block{layer}", layer, norm, (1 + self.has_cls, self.dim), of)
 
+    def _patches(self, layer: int, norm: bool) -> _Quantity:
+        def of(outputs: Outputs) -> Tensor:
+            tokens = outputs.normed(layer) if norm else outputs.tokens[layer]  # [B, N, D]
+            return tokens[:, self.num_prefix_tokens :].half()
+
+        shape = (self.grid[0] * self.grid[1], self.dim)
+        return _Quantity(f"patches{layer}", layer, norm, shape, of, "float16")
+
+    def _cls(self, layer: int, norm: bool) -> _Quantity:
+        def of(outputs: Outputs) -> Tensor:
+            return (outputs.normed(layer) if norm else outputs.tokens[layer])[:, 0].half()
+
+        return _Quantity(f"cls{layer}", layer, norm, (self.dim,), of, "float16")
+
     def _arrays(self, source: Source, view: View, quantities: Sequence[_Quantity]) -> dict[str, np.ndarray]:
-        """Name -> [n, *shape] float32; read from the cache or computed in one pass."""
+        """Name -> [n, *shape]; read from the cache or computed in one pass."""
         if self.cache is None:
-            memory = {q.name: np.empty((len(source), *q.shape), dtype=np.float32) for q in quantities}
+            memory = {q.name: np.empty((len(source), *q.shape), dtype=q.dtype) for q in quantities}
             for start, name, block in self._pass(source, view, quantities):
                 memory[name][start : start + len(block)] = block
             return memory
@@ -258,14 +304,17 @@ class Encoder:
             q.name: folder / f"{q.name}-{content_hash([common, q.name, q.layer, q.norm, q.shape], 32)}.npy"
             for q in quantities
         }
-        found = {q.name: _read(paths[q.name], (len(source), *q.shape)) for q in quantities}
+        found = {q.name: _read(paths[q.name], (len(source), *q.shape), q.dtype) for q in quantities}
         missing = [q for q in quantities if found[q.name] is None]
         if missing:
             with contextlib.ExitStack() as stack:
-                files = {q.name: stack.enter_context(_writing(paths[q.name], (len(source), *q.shape))) for q in missing}
+                files = {
+                    q.name: stack.enter_context(_writing(paths[q.name], (len(source), *q.shape), q.dtype))
+                    for q in missing
+                }
                 for _, name, block in self._pass(source, view, missing):
                     files[name].write(np.ascontiguousarray(block).data)
-            found |= {q.name: _read(paths[q.name], (len(source), *q.shape)) for q in missing}
+            found |= {q.name: _read(paths[q.name], (len(source), *q.shape), q.dtype) for q in missing}
         return {name: _present(array, paths[name]) for name, array in found.items()}
 
     def _key(self, source: Source, view: View) -> dict[str, Any]:
@@ -318,13 +367,13 @@ class _Viewed(Dataset):
             return str(error) or type(error).__name__
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     """The file as a read-only memory map, or None where there is none or it is not whole."""
     try:
         array = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError, EOFError):  # damaged since it was written: made anew
         return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
+    return array if array.shape == shape and array.dtype == dtype else None
 
 
 def _present(array: np.ndarray | None, path: Path) -> np.ndarray:
@@ -334,8 +383,8 @@ def _present(array: np.ndarray | None, path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A file that takes [n, ...] float32 in order, and appears under `path` only when all of it is on disk."""
+def _writing(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[BinaryIO]:
+    """A file that takes [n, ...] in order, and appears under `path` only when all of it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -344,7 +393,7 @@ def _writing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             yield file
             file.flush()

@@ -6,8 +6,11 @@ import signal
 from typing import Any
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; everything is saved, and the same command goes on."""
+class Interrupted(BaseException):
+    """A signal asked to stop; everything is saved, and the same command goes on.
+
+    No Exception, as KeyboardInterrupt is none: whoever catches what a stranger's code may raise must not catch this.
+    """
 
 
 class Stop:

@@ -43,11 +43,15 @@ class Source(abc.ABC):
         name: the registered name. needs_root: whether `data.root` must be given.
     Instance attributes:
         classes: the class names; a label indexes them.
+        segmentation_classes: the names of what a mask holds; empty where samples have no masks.
+        depth_range_m: the smallest and the largest depth that counts, metres; None where samples have no depth.
     """
 
     name: ClassVar[str]
     needs_root: ClassVar[bool] = True
     classes: tuple[str, ...]
+    segmentation_classes: tuple[str, ...] = ()
+    depth_range_m: tuple[float, float] | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -81,6 +85,7 @@ class Subset(Source):
     def __init__(self, parent: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.parent, self.indices = parent, np.asarray(indices, dtype=np.int64)
         self.classes = parent.classes
+        self.segmentation_classes, self.depth_range_m = parent.segmentation_classes, parent.depth_range_m
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -152,14 +157,19 @@ class View:
     Attributes:
         size: pixels, square. resize: "crop" (short side to size / crop_share, then the centre) or
         "squash" (both sides to size). crop_share: 1.0 keeps as much as a square can; .875 is 256 -> 224.
+        mirror: left and right are exchanged, before anything is encoded: features of a mirrored image are not the
+        mirrored features. Labels of pixels are to be mirrored too.
     """
 
     size: int
     resize: Literal["crop", "squash"] = "crop"
     crop_share: float = 1.0
+    mirror: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB image -> [3, size, size] in [0, 1]."""
+        if self.mirror:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.resize == "squash":
             target = [self.size, self.size]
         else:

@@ -78,6 +78,30 @@ def test_registers_are_neither_cls_nor_patches(tmp_path: Path):
     torch.testing.assert_close(torch.tensor(pooled.mean_patch(2)), outputs.tokens[2][:, 4:].mean(dim=1))
 
 
+def test_tokens_are_patches_and_cls_rounded_to_half_precision_with_and_without_a_cache(tmp_path: Path):
+    module = model(reg_tokens=2)
+    outputs = as_vit(module)(torch.stack([VIEW(SOURCE.read(i).image) for i in range(10)]), layers=[0, 2])
+    for cache in (tmp_path, None):
+        tokens = counting(cache, module).tokens(SOURCE, VIEW, [0, -1])
+        for layer in (0, 2):
+            normed = outputs.normed(layer).detach()
+            torch.testing.assert_close(torch.tensor(tokens.patches[layer]), normed[:, 3:].half(), atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(torch.tensor(tokens.cls[layer]), normed[:, 0].half(), atol=1e-3, rtol=1e-3)
+        assert tokens.grid[0] * tokens.grid[1] == tokens.patches[2].shape[1]
+    cached, fresh = (counting(cache, module).tokens(SOURCE, VIEW) for cache in (tmp_path, None))
+    np.testing.assert_array_equal(cached.patches[2], fresh.patches[2])
+
+
+def test_a_mirrored_image_is_encoded_and_not_its_features_mirrored(tmp_path: Path):
+    encoder = counting(tmp_path)
+    plain, mirrored = (encoder.tokens(SOURCE, view).patches[2] for view in (VIEW, View(32, mirror=True)))
+    flipped = plain.reshape(10, *encoder.grid, -1)[:, :, ::-1].reshape(plain.shape)
+    images = torch.stack([VIEW(SOURCE.read(i).image).flip(-1) for i in range(10)])
+    expected = as_vit(model())(images, layers=[2]).normed(2)[:, 1:].detach().half()
+    torch.testing.assert_close(torch.tensor(mirrored), expected, atol=2e-3, rtol=2e-3)
+    assert np.abs(mirrored - flipped).max() > 0.05
+
+
 def test_a_second_pass_over_the_same_data_never_calls_the_encoder(filled: Path):
     again = counting(filled)
     pooled = again.pooled(SOURCE, VIEW, [-1])

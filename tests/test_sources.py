@@ -297,6 +297,17 @@ def test_array_gives_back_what_the_file_holds(tmp_path: Path) -> None:
         np.testing.assert_allclose(sample.depth_m, given["depth_m"][i], rtol=1e-6)
 
 
+def test_array_says_what_its_masks_hold_and_how_far_its_depth_goes() -> None:
+    source = Array.of(**arrays())
+    assert source.segmentation_classes == ("0", "1", "2", "3")
+    assert source.depth_range_m == pytest.approx((source.depth_m.min(), source.depth_m.max()))
+    named = Array.of(**arrays(), segmentation_classes=list("abcd"), depth_range_m=(0.5, 8.0))
+    assert named.segmentation_classes == tuple("abcd") and named.depth_range_m == (0.5, 8.0)
+    assert len({source.identity(), named.identity()}) == 2
+    bare = Array.of(arrays()["images"], arrays()["labels"])
+    assert bare.segmentation_classes == () and bare.depth_range_m is None
+
+
 def test_array_takes_grey_images_and_numbers_its_classes() -> None:
     source = Array.of(np.full((3, 4, 4), 7, np.uint8), [2, 0, 1])
     assert source.classes == ("0", "1", "2")
@@ -326,6 +337,10 @@ def test_arrays_identity_moves_with_every_part(key: str) -> None:
         ({"depth_m": np.full((4, 6, 5), np.nan)}, "non-finite"),
         ({"depth": np.zeros((4, 6, 5))}, "did you mean 'depth_m'"),
         ({"class_names": np.array([[1, 2]])}, "strings [C]"),
+        ({"segmentation_classes": np.array(["one", "two"])}, "masks hold class 3"),
+        ({"segmentation_classes": np.array(["one"]), "masks": None}, "and masks that use them"),
+        ({"depth_range_m": np.array([2.0, 1.0])}, "[2.0, 1.0]"),
+        ({"depth_range_m": np.array([1.0, 2.0]), "depth_m": None}, "smallest and the largest depth"),
         ({"labels": None}, "no 'labels'"),
         ({"labels": np.array([0, 1, None, 1], object)}, "allow_pickle"),
     ],

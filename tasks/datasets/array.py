@@ -15,7 +15,8 @@ from harness.errors import UserError, unknown
 from harness.sources import Sample, Source
 from tasks.datasets.images import located
 
-KEYS = ("images", "labels", "masks", "depth_m", "class_names")
+IGNORED = 255  # in masks
+KEYS = ("images", "labels", "masks", "depth_m", "class_names", "segmentation_classes", "depth_range_m")
 REMEDY = "Write root/split.npz with numpy.savez(images=[N, H, W, 3] uint8, labels=[N] int, ...)."
 
 
@@ -24,7 +25,8 @@ class Array(Source):
 
     Keys: images [N, H, W, 3] or [N, H, W] (grey) uint8; labels [N] integers, -1 for none; optionally
     masks [N, H, W] integers in 0 .. 255 (255 = ignore), depth_m [N, H, W] floats in metres (0 = unknown),
-    class_names [C] strings. Without class_names the classes are "0" .. the largest label. Pickled objects are refused.
+    class_names [C] strings, segmentation_classes [S] strings, depth_range_m [2] floats, the depths that count. Without
+    names the classes are "0" .. the largest one; without a range all known depths count. Pickled objects are refused.
 
     Args:
         root: the folder of the .npz files. split: the file's name without ".npz".
@@ -48,10 +50,13 @@ class Array(Source):
         masks: np.ndarray | None = None,
         depth_m: np.ndarray | None = None,
         class_names: Sequence[str] | None = None,
+        segmentation_classes: Sequence[str] | None = None,
+        depth_range_m: tuple[float, float] | None = None,
     ) -> Array:
         """A source of arrays in memory, checked like a file's: images, labels, ... as in the class."""
         source = cls.__new__(cls)
         given = {"images": images, "labels": labels, "masks": masks, "depth_m": depth_m, "class_names": class_names}
+        given |= {"segmentation_classes": segmentation_classes, "depth_range_m": depth_range_m}
         source._take({key: np.asarray(value) for key, value in given.items() if value is not None}, "array", "memory")
         return source
 
@@ -67,6 +72,14 @@ class Array(Source):
         self.depth_m = arrays["depth_m"].astype(np.float32) if "depth_m" in arrays else None
         names = arrays["class_names"] if "class_names" in arrays else np.arange(labels.max() + 1)
         self.classes = tuple(str(name) for name in names)
+        if self.masks is not None:
+            seen = self.masks[self.masks != IGNORED]
+            numbers = np.arange(seen.max() + 1 if seen.size else 0)
+            self.segmentation_classes = tuple(str(n) for n in arrays.get("segmentation_classes", numbers))
+        if self.depth_m is not None:
+            known = self.depth_m[self.depth_m > 0]
+            low, high = arrays.get("depth_range_m", (known.min(), known.max()) if known.size else (0.0, 0.0))
+            self.depth_range_m = float(low), float(high)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,6 +104,8 @@ class Array(Source):
             if part is not None:
                 digest.update(f"{part.shape}{part.dtype}".encode())
                 digest.update(np.ascontiguousarray(part).data)
+        if self.segmentation_classes or self.depth_range_m:
+            digest.update(repr((self.segmentation_classes, self.depth_range_m)).encode())
         return digest.hexdigest()
 
 
@@ -132,6 +147,27 @@ def _mistakes(arrays: dict[str, Any]) -> list[str]:
             mistakes.append(f"masks lie in {part.min()} .. {part.max()}; give 0 .. 254, 255 for pixels to ignore")
         elif key == "depth_m" and not (np.isfinite(part).all() and part.min() >= 0):
             mistakes.append("depth_m has negative or non-finite values; give metres, 0 where unknown")
+    return mistakes + _mistakes_of_names(arrays)
+
+
+def _mistakes_of_names(arrays: dict[str, Any]) -> list[str]:
+    """What is wrong with segmentation_classes and depth_range_m, the masks and depths themselves being right."""
+    mistakes = []
+    names, limits = arrays.get("segmentation_classes"), arrays.get("depth_range_m")
+    if names is not None:
+        if "masks" not in arrays or names.ndim != 1 or names.dtype.kind not in "US":
+            mistakes.append(f"segmentation_classes are {_described(names)}; give strings [S], and masks that use them")
+        else:
+            largest = max((int(m) for m in np.unique(arrays["masks"]) if m != IGNORED), default=-1)
+            if largest >= len(names):
+                mistakes.append(f"masks hold class {largest}, but segmentation_classes names 0 .. {len(names) - 1}")
+    if limits is not None and (
+        "depth_m" not in arrays
+        or limits.shape != (2,)
+        or limits.dtype.kind not in "iuf"
+        or not 0 <= limits[0] < limits[1]
+    ):
+        mistakes.append(f"depth_range_m is {limits.tolist()}; give the smallest and the largest depth in metres")
     return mistakes
 
 

@@ -54,8 +54,8 @@ class Scenes(Source):
 
     name: ClassVar[str] = "scenes"
     needs_root: ClassVar[bool] = False
-    segmentation_classes: ClassVar[tuple[str, ...]] = ("sky", "ground", *KINDS)
-    depth_range_m: ClassVar[tuple[float, float]] = (0.3, raycast.FAR_M)
+    segmentation_classes = ("sky", "ground", *KINDS)
+    depth_range_m = (0.3, raycast.FAR_M)
 
     def __init__(
         self,

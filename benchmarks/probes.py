@@ -26,10 +26,10 @@ from machine import describe
 
 from harness.api import frozen
 from harness.features import Encoder
+from harness.head_choice import RATES, feature_sets
 from harness.models import as_vit
 from harness.probes import score_heads, stratified_hold_out, train_linear_heads
 from harness.sources import Sample, Source, View
-from tasks.classification import RATES, feature_sets
 
 GOAL = 1.5
 EPOCHS, CLASSES, SIZE = 100, 100, 224

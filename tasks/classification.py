@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +15,17 @@ from harness.api import Metric, Task, Tiny
 from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder, Pooled
+from harness.head_choice import (
+    BATCH,
+    HELD_OUT,
+    RATES,
+    STEPS,
+    checked_labels,
+    choose_head,
+    feature_sets,
+    grid_protocol,
+    wanted_layers,
+)
 from harness.matching import chosen
 from harness.probes import (
     LinearHeads,
@@ -22,17 +33,12 @@ from harness.probes import (
     classification_scores,
     knn_predict,
     predict,
-    score_heads,
     stratified_hold_out,
     train_linear_heads,
 )
 from harness.sources import Source, balanced_subset
 from harness.toys import Colours, PixelVit
 
-# DINOv2's grid, dinov2/eval/linear.py (arXiv 2304.07193): rates at batch 256, blocks, mean patch or not.
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-BLOCKS = (1, 4)
-HELD_OUT = 0.1
 KS = (10, 20, 100, 200)  # DINO's, arXiv 2104.14294
 # SiNGER's evaluation code; its 150 epochs are those of ImageNet.
 PUBLISHED_RATE, PUBLISHED_BATCH, PUBLISHED_EPOCHS = 0.5, 64, 150
@@ -100,8 +106,8 @@ class Classification(Task):
         for what, value in (("steps", steps), ("batch", batch), ("images", images)):
             if value is not None and value < 1:
                 raise UserError(f"{what} of the classification task is {value}; give 1 or more, or leave it out")
-        self.steps = steps if steps is not None or not self.linear else 12_500  # DINOv2: 10 epochs of 1250 steps
-        default_batch = 1024 if self.linear else PUBLISHED_BATCH  # DINOv2: 128 on each of 8 GPUs
+        self.steps = steps if steps is not None or not self.linear else STEPS
+        default_batch = BATCH if self.linear else PUBLISHED_BATCH
         self.batch = default_batch if batch is None else batch
 
     def protocol(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class Classification(Task):
         common |= {"images": self.images}
         common |= {"held_out": HELD_OUT, "knn": {"k": list(KS), "temperature": 0.07}}
         if self.linear:
-            heads = {"blocks": list(BLOCKS), "rates_at_batch_256": list(RATES), "momentum": 0.9, "weight_decay": 0.0}
+            heads = grid_protocol()
             summary = (
                 f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
                 f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} "
@@ -147,10 +153,10 @@ class Classification(Task):
         train_source, test_source = self.data.open("train"), self.data.open("test")
         if self.images is not None:
             train_source = balanced_subset(train_source, self.images)
-        labels, test_labels = _checked_labels(train_source, test_source)
+        labels, test_labels = checked_labels(train_source, test_source)
         classes = len(train_source.classes)
         own_head = encoder.head_classes == tuple(train_source.classes)
-        layers = range(encoder.depth - min(BLOCKS[-1] if self.linear else 1, encoder.depth), encoder.depth)
+        layers = wanted_layers(encoder.depth) if self.linear else [encoder.depth - 1]
         view = self.data.view()
         train = encoder.pooled(train_source, view, layers, norm=self.linear)
         test = encoder.pooled(test_source, view, layers, norm=self.linear, logits=own_head)
@@ -175,35 +181,18 @@ class Classification(Task):
         self, splits: _Splits, classes: int, seed: int, device: str
     ) -> tuple[str, LinearHeads, dict[str, float]]:
         """Feature set, head and details of the best on the held-out tenth."""
-        batch = min(self.batch, len(splits.train))
-        heads = train_linear_heads(
+        found = choose_head(
             splits.rows,
             splits.labels,
+            train=splits.train,
+            held_out=splits.held_out,
             num_classes=classes,
-            learning_rates=[rate * batch / 256 for rate in RATES],
             steps=self.steps or 0,
-            batch=batch,
+            batch=self.batch,
             seed=seed,
-            index=splits.train,
             device=device,
         )
-        ranking: list[tuple[float, float, str, int]] = []
-        details: dict[str, float] = {}
-        for name, found in heads.items():
-            top1, loss = score_heads(found, splits.rows[name], splits.labels, splits.held_out, device)
-            finite = [(right, -cost, name, i) for i, (right, cost) in enumerate(zip(top1, loss, strict=True))]
-            finite = [entry for entry in finite if math.isfinite(entry[1])]  # a head that diverged cannot win
-            if finite:
-                best = max(finite, key=lambda entry: entry[:2])
-                ranking.append(best)
-                details[f"held_out_top1/{name}"], details[f"lr/{name}"] = best[0], RATES[best[3]]
-        if not ranking:
-            raise UserError("every linear head overflowed: the features are too large for the grid's learning rates")
-        right, _, name, i = max(ranking, key=lambda entry: entry[:2])
-        details |= {"held_out_top1": right, "chosen_lr": RATES[i]}
-        details |= {"chosen_lr_at_edge": float(i in (0, len(RATES) - 1))}
-        details |= {f"chosen/{other}": float(other == name) for other in heads}
-        return name, heads[name].only(i), details
+        return found.features, found.head, found.details
 
     def _published_head(
         self, splits: _Splits, classes: int, seed: int, device: str
@@ -233,45 +222,6 @@ class Classification(Task):
         sources: dict[str, Source] = {"train": Colours(80), "test": Colours(40, split="test")}
         task = cls(data=Data.of_sources(sources, image_size=32, name="colours"), steps=50, batch=32)
         return Tiny(task, PixelVit(), PixelVit(blind=True))
-
-
-def _checked_labels(train: Source, test: Source) -> tuple[np.ndarray, np.ndarray]:
-    if tuple(train.classes) != tuple(test.classes):
-        only_train = sorted(set(train.classes) - set(test.classes))
-        only_test = sorted(set(test.classes) - set(train.classes))
-        raise UserError(
-            f"train and test do not have the same classes: {len(train.classes)} {_few(train.classes)} against "
-            f"{len(test.classes)} {_few(test.classes)}; only in train: {_few(only_train)}, only in test: "
-            f"{_few(only_test)}. Give splits with one list of classes, in one order"
-        )
-    found = train.labels(), test.labels()
-    for split, source, labels in zip(("train", "test"), (train, test), found, strict=True):
-        if not len(labels):
-            raise UserError(f"the {split} split of the classification data is empty")
-        if labels.min() < 0:
-            sample = source.sample_name(int(labels.argmin()))
-            raise UserError(f"classification needs a label for every image; {sample!r} of the {split} split has none")
-    return found
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:3])
-    return f"({shown}{', ...' if len(names) > 3 else ''})"
-
-
-def feature_sets(pooled: Pooled) -> dict[str, Rows]:
-    """Name -> rows. As in DINOv2 several blocks give their CLS each, and the mean patch is the last block's alone."""
-    layers = sorted(pooled.tokens)
-    sets: dict[str, Rows] = {}
-    for count in sorted({min(n, len(layers)) for n in BLOCKS}):
-        taken = layers[-count:]
-        if not pooled.has_cls:
-            sets[f"mean_patch/{count}"] = Rows(*(pooled.mean_patch(i) for i in taken))
-            continue
-        cls = [pooled.cls(i) for i in taken]
-        sets[f"cls/{count}"] = Rows(*cls)
-        sets[f"cls+mean_patch/{count}"] = Rows(*cls, pooled.mean_patch(layers[-1]))
-    return sets
 
 
 def _published_set(pooled: Pooled) -> dict[str, Rows]:

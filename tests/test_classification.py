@@ -14,11 +14,12 @@ from harness.api import Vit, frozen
 from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder, weights_identity
+from harness.head_choice import RATES, feature_sets
 from harness.models import as_vit
 from harness.probes import score_heads, train_linear_heads
 from harness.sources import Source
 from harness.toys import Colours, PixelVit
-from tasks.classification import RATES, Classification, feature_sets
+from tasks.classification import Classification
 
 
 class Relabelled(Source):
@@ -114,8 +115,8 @@ def test_heads_are_chosen_on_images_that_they_were_not_trained_on(monkeypatch: p
         judged.append(set(index.tolist()))
         return score_heads(heads, rows, labels, index, device)
 
-    monkeypatch.setattr("tasks.classification.train_linear_heads", train)
-    monkeypatch.setattr("tasks.classification.score_heads", score)
+    monkeypatch.setattr("harness.head_choice.train_linear_heads", train)
+    monkeypatch.setattr("harness.head_choice.score_heads", score)
     task().evaluate(seeing(), seed=0)
     assert len(trained) == 1 and len(judged) == 4
     for held_out in judged:
@@ -123,10 +124,10 @@ def test_heads_are_chosen_on_images_that_they_were_not_trained_on(monkeypatch: p
 
 
 def test_a_head_that_overflows_never_wins(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.classification.RATES", (1e39, 0.01, 1e39))
+    monkeypatch.setattr("harness.head_choice.RATES", (1e39, 0.01, 1e39))
     found = task().evaluate(seeing(), seed=0)
     assert found["chosen_lr"] == 0.01 and found["top1"] > 0.5
-    monkeypatch.setattr("tasks.classification.RATES", (1e39,))
+    monkeypatch.setattr("harness.head_choice.RATES", (1e39,))
     with pytest.raises(UserError, match="every linear head overflowed"):
         task().evaluate(seeing(), seed=0)
 

@@ -23,6 +23,8 @@ FOR_METHODS_AND_TASKS = frozenset(
         "features",
         "probes",
         "logistic",
+        "head_choice",
+        "dense",
         "reference",
         "similarity",
         "data",

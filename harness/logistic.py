@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.errors import UserError
+
 ITERATIONS = 1000
 TOLERANCE = 1e-7  # largest change of a probability in a step at which all problems count as solved
 
@@ -28,6 +30,7 @@ def fit_logistic(
 
     Raises:
         ValueError: a strength that is not positive.
+        UserError: no convergence: features too large for the penalty.
     """
     if strength <= 0:
         raise ValueError(f"strength {strength} must be positive: without a penalty separable classes have no optimum")
@@ -44,5 +47,8 @@ def fit_logistic(
         after = (kernel @ dual).softmax(dim=-1)
         moved, before = (after - before).abs().max(), after
         if moved < TOLERANCE:
-            break
-    return (features.transpose(1, 2) @ dual).float()
+            return (features.transpose(1, 2) @ dual).float()
+    raise UserError(
+        f"a logistic regression has not converged after {iterations} steps: its features have norms up to "
+        f"{features.norm(dim=-1).max().item():.3g} under a penalty of {strength:g}; normalise them or raise it"
+    )

@@ -162,3 +162,9 @@ def test_numbers_out_of_range(option, value):
 def test_any_change_of_the_protocol_shows():
     changes = [{}, {"split": "test"}, {"ways": 4}, {"queries": 6}, {"episodes": 41}, {"mean_images": 5}]
     assert len({str(task(**change).protocol()) for change in changes}) == len(changes)
+
+
+def test_a_regression_that_does_not_converge_says_so():
+    features, labels = torch.randn(1, 6, 4) * 1e4, torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises(UserError, match=r"not converged after 20 steps.*normalise"):
+        fit_logistic(features, labels, 3, strength=1e-3, iterations=20)

@@ -32,6 +32,7 @@ class Evaluation:
     def __init__(self, builder: Builder, console: Console, environment: dict[str, Any]) -> None:
         self.builder, self.console, self.environment = builder, console, environment
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
+        self.cache_gb = self.experiment.runtime.cache_gb
         self.written = 0
 
     def pending(self, runs: Sequence[Run]) -> bool:
@@ -99,6 +100,7 @@ class Evaluation:
             num_workers=self.experiment.runtime.num_workers,
             head_classes=self.builder.source.classes if head_trained else None,
             reference=self._reference(run),
+            cache_bytes=None if self.cache_gb is None else round(self.cache_gb * 1e9),
         )
         return encoder, described
 

@@ -1,9 +1,8 @@
 """The frozen encoder as a task sees it, and its features, computed once and kept on disk.
 
-A feature file is keyed by everything that decides what is in it: the encoder's weights and structure, the
-samples, the view, the image size, the normalisation, the layer and whether the final norm was applied. It is
-written to a temporary name and renamed when complete, so a file under its own name is whole, however the pass
-that wrote it ended and however many processes write the same one.
+A feature file (`harness.feature_files`) is keyed by everything that decides what is in it: the encoder's weights and
+structure, the samples, the view, the image size, the normalisation, the layer and whether the final norm was applied.
+One vector an image is kept as float32, which is little; all tokens as float16, with and without a cache.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
-import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,14 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.api import Outputs, Vit
 from harness.errors import UserError, unknown
+from harness.feature_files import Spec, Writer, make_room, only_one, read
 from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
 from harness.reference import Reference
 from harness.seeds import content_hash
 from harness.sources import Source, View
 
-LAYOUT = 1  # of the files; raised when the same key would mean other content
-ABANDONED_S = 86_400  # a temporary file that nobody has written to for a day belongs to a killed pass
+LAYOUT = 2  # of the files; raised when the same key would mean other content
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -139,6 +135,7 @@ class Encoder:
         num_workers: int = 0,
         head_classes: Sequence[str] | None = None,
         reference: Reference | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         """
         Args:
@@ -147,12 +144,13 @@ class Encoder:
             cache: folder of feature files, shared by all encoders; None keeps nothing.
             precision: of the forward pass; features are kept in fp32.
             num_workers: processes that decode images; 0: this one.
+            cache_bytes: what the cache may take on the disk; what was used longest ago goes first. None: no limit.
         """
         if isinstance(vit, TimmVit) and vit.model.training:
             raise ValueError("the model is in training mode; pass it through harness.api.frozen first")
         if precision not in PRECISIONS:
             raise UserError(unknown("precision", precision, PRECISIONS))
-        self.vit, self.identity, self.cache = vit, identity, cache
+        self.vit, self.identity, self.cache, self.cache_bytes = vit, identity, cache, cache_bytes
         self.device, self.batch_size, self.num_workers = device, batch_size, num_workers
         self.precision: Precision = precision
         self.reference = reference
@@ -236,8 +234,8 @@ class Encoder:
             {i: arrays[q.name] for i, q in patches.items()}, {i: arrays[q.name] for i, q in cls.items()}, self.grid
         )
 
-    def images(self, source: Source, view: View) -> Iterator[Tensor]:
-        """All images in the source's order, in batches [B, 3, H, W] in [0, 1], on the CPU.
+    def images(self, source: Source, view: View, start: int = 0) -> Iterator[Tensor]:
+        """All images in the source's order, from number `start`, in batches [B, 3, H, W] in [0, 1], on the CPU.
 
         Raises:
             UserError: an image that cannot be decoded; names the sample.
@@ -245,14 +243,13 @@ class Encoder:
         if self.num_workers:
             source.prepare()
         loader = DataLoader(
-            _Viewed(source, view),
+            _Viewed(source, view, start),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             worker_init_fn=left_to_the_parent,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
         )
-        start = 0
         for items in loader:
             for i, item in enumerate(items, start=start):
                 if isinstance(item, str):
@@ -300,22 +297,33 @@ class Encoder:
             return memory
         folder = self.cache / content_hash(self.identity)
         common = self._key(source, view)
-        paths = {
-            q.name: folder / f"{q.name}-{content_hash([common, q.name, q.layer, q.norm, q.shape], 32)}.npy"
-            for q in quantities
-        }
-        found = {q.name: _read(paths[q.name], (len(source), *q.shape), q.dtype) for q in quantities}
-        missing = [q for q in quantities if found[q.name] is None]
-        if missing:
-            with contextlib.ExitStack() as stack:
-                files = {
-                    q.name: stack.enter_context(_writing(paths[q.name], (len(source), *q.shape), q.dtype))
-                    for q in missing
-                }
-                for _, name, block in self._pass(source, view, missing):
-                    files[name].write(np.ascontiguousarray(block).data)
-            found |= {q.name: _read(paths[q.name], (len(source), *q.shape), q.dtype) for q in missing}
-        return {name: _present(array, paths[name]) for name, array in found.items()}
+
+        def spec(q: _Quantity) -> Spec:
+            key = content_hash([common, q.name, q.layer, q.norm, q.shape], 32)
+            return Spec(folder / f"{q.name}-{key}.npy", len(source), q.shape, q.dtype)
+
+        specs = {q.name: spec(q) for q in quantities}
+        found = {name: read(one) for name, one in specs.items()}
+        if any(array is None for array in found.values()):
+            with only_one(folder / f"{content_hash(common, 32)}.lock"):
+                # Who had to wait finds them here.
+                found = {name: read(one) for name, one in specs.items()}
+                missing = [q for q in quantities if found[q.name] is None]
+                if missing:
+                    kept = [one.path for name, one in specs.items() if found[name] is not None]
+                    make_room(self.cache, [specs[q.name] for q in missing], kept, self.cache_bytes)
+                    self._fill(source, view, missing, specs)
+                found |= {q.name: read(specs[q.name]) for q in missing}
+        return {name: _present(array, specs[name].path) for name, array in found.items()}
+
+    def _fill(self, source: Source, view: View, missing: Sequence[_Quantity], specs: Mapping[str, Spec]) -> None:
+        """Write the missing files in one pass, from where a killed one left off."""
+        with Writer([specs[q.name] for q in missing], self.batch_size) as writer:
+            for _, name, block in self._pass(source, view, missing, writer.start):
+                writer.write(specs[name], block)
+                if name == missing[-1].name:  # the batch is done
+                    writer.sync()
+            writer.finish()
 
     def _key(self, source: Source, view: View) -> dict[str, Any]:
         vit = self.vit
@@ -331,21 +339,21 @@ class Encoder:
         }
 
     def _pass(
-        self, source: Source, view: View, quantities: Sequence[_Quantity]
+        self, source: Source, view: View, quantities: Sequence[_Quantity], start: int = 0
     ) -> Iterator[tuple[int, str, np.ndarray]]:
-        """One pass over the source: (number of the first sample, name, [B, *shape])."""
+        """One pass over the source from sample `start`: (number of the first sample, name, [B, *shape])."""
         layers = [q.layer for q in quantities if q.layer is not None]
-        start = 0
-        for images in self.images(source, view):
+        for images in self.images(source, view, start):
             outputs = self(images, layers=layers)
             for quantity in quantities:
                 block = quantity.of(outputs).cpu()
                 finite = torch.isfinite(block.flatten(1)).all(dim=1)  # [B]
                 if not finite.all():
                     sample = source.sample_name(start + int(finite.int().argmin()))
+                    kept = "" if quantity.dtype == "float32" else f" as {quantity.dtype}, which holds up to 65504"
                     raise UserError(
-                        f"the {quantity.name} features of image {sample!r} are not finite. The model has diverged, "
-                        f"or precision {self.precision!r} is too narrow for it: use fp32"
+                        f"the {quantity.name} features of image {sample!r} are not finite{kept}. The model has "
+                        f"diverged, or precision {self.precision!r} is too narrow for it: use fp32"
                     )
                 yield start, quantity.name, block.numpy()
             start += len(images)
@@ -354,51 +362,20 @@ class Encoder:
 class _Viewed(Dataset):
     """index -> image [3, S, S] in [0, 1], or what is wrong with it: an error keeps its words across processes."""
 
-    def __init__(self, source: Source, view: View) -> None:
-        self.source, self.view = source, view
+    def __init__(self, source: Source, view: View, start: int = 0) -> None:
+        self.source, self.view, self.start = source, view, start
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) - self.start
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return self.view(self.source.read(index).image)
+            return self.view(self.source.read(self.start + index).image)
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
             return str(error) or type(error).__name__
 
 
-def _read(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """The file as a read-only memory map, or None where there is none or it is not whole."""
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):  # damaged since it was written: made anew
-        return None
-    return array if array.shape == shape and array.dtype == dtype else None
-
-
 def _present(array: np.ndarray | None, path: Path) -> np.ndarray:
     if array is None:
-        raise UserError(f"feature file {str(path)!r} was changed while it was being written; run this again")
+        raise UserError(f"feature file {str(path)!r} was changed or removed while it was in use; run this again")
     return array
-
-
-@contextlib.contextmanager
-def _writing(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[BinaryIO]:
-    """A file that takes [n, ...] in order, and appears under `path` only when all of it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
-                left.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -306,6 +306,7 @@ class Runtime(Strict):
     checkpoint_minutes: Positive = 10.0
     log_steps: Annotated[int, Field(gt=0)] = 20
     batch_size: Annotated[int, Field(gt=0)] = 128  # of evaluation passes
+    cache_gb: Positive | None = None  # of features on disk: what was used longest ago goes first; None: no limit
 
 
 def _named(key: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -15,7 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from harness.api import Outputs, frozen
 from harness.errors import UserError
-from harness.features import ABANDONED_S, Encoder, weights_identity
+from harness.features import Encoder, weights_identity
+from harness.interrupts import Interrupted
 from harness.models import TimmVit, as_vit
 from harness.sources import Sample, Source, Subset, View
 from harness.toys import Colours, PixelVit
@@ -110,12 +112,12 @@ def test_a_second_pass_over_the_same_data_never_calls_the_encoder(filled: Path):
 
 
 def test_one_missing_layer_costs_one_pass_and_leaves_the_others_alone(filled: Path):
-    before = {p: p.stat().st_mtime_ns for p in filled.rglob("*.npy")}
+    before = {p: p.stat().st_ino for p in filled.rglob("*.npy")}
     more = counting(filled)
     more.pooled(SOURCE, VIEW, [0, 1, -1], logits=True)
     assert more.seen == 10
     assert len(list(filled.rglob("*.npy"))) == 4
-    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    assert all(p.stat().st_ino == t for p, t in before.items())
 
 
 def changed_weight() -> VisionTransformer:
@@ -252,27 +254,130 @@ class Mortal(Encoder):
         return super().__call__(images, layers=layers)
 
 
-def test_a_killed_pass_leaves_nothing_that_is_trusted(tmp_path: Path):
-    mortal = Mortal(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
-    killed = in_a_process(lambda: mortal.pooled(SOURCE, VIEW))
+def test_a_killed_pass_is_gone_on_with_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("harness.feature_files.SYNC_S", 0.0)
+    whole = Counting(PixelVit(), identity="toy", cache=tmp_path / "whole", batch_size=4).pooled(SOURCE, VIEW, [0, 1])
+    cache = tmp_path / "killed"
+    mortal = Mortal(PixelVit(), identity="toy", cache=cache, batch_size=4)
+    killed = in_a_process(lambda: mortal.pooled(SOURCE, VIEW, [0, 1]))
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert not list(tmp_path.rglob("*.npy"))
-    (left,) = tmp_path.rglob("*.tmp")
+    assert not list(cache.rglob("*.npy")) and len(list(cache.rglob(".*.part"))) == 2
 
+    encoder = Counting(PixelVit(), identity="toy", cache=cache, batch_size=4)
+    pooled = encoder.pooled(SOURCE, VIEW, [0, 1])
+    assert encoder.seen == 2  # eight of ten were there
+    for layer in (0, 1):
+        np.testing.assert_array_equal(pooled.tokens[layer], whole.tokens[layer])
+    names = [sorted((p.name, p.read_bytes()) for p in place.rglob("*.npy")) for place in (cache, tmp_path / "whole")]
+    assert names[0] == names[1]
+    assert not [p for p in cache.rglob(".*") if p.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["progress says too much", "part is cut short", "part has another header"])
+def test_a_part_that_cannot_be_relied_on_is_begun_anew(tmp_path: Path, monkeypatch, damage: str):
+    monkeypatch.setattr("harness.feature_files.SYNC_S", 0.0)
+    mortal = Mortal(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
+    in_a_process(lambda: mortal.pooled(SOURCE, VIEW)).join()
+    (part,), (progress,) = tmp_path.rglob(".*.part"), tmp_path.rglob(".*.progress")
+    if damage == "progress says too much":
+        progress.write_text('{"rows": 10}')
+    elif damage == "part is cut short":
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        part.write_bytes(b"x" + part.read_bytes()[1:])
     encoder = Counting(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
-    pooled = encoder.pooled(SOURCE, VIEW)
+    found = encoder.pooled(SOURCE, VIEW)
     assert encoder.seen == 10
-    assert left.exists()  # it might be another process's
-    kept = np.array(pooled.tokens[1])
+    np.testing.assert_array_equal(
+        found.tokens[1], Counting(PixelVit(), identity="x", cache=None).pooled(SOURCE, VIEW).tokens[1]
+    )
 
-    (whole,) = tmp_path.rglob("*.npy")
-    whole.unlink()
-    long_ago = time.time() - ABANDONED_S - 60
-    os.utime(left, (long_ago, long_ago))
-    again = encoder.pooled(SOURCE, VIEW)
-    assert not left.exists()
-    np.testing.assert_array_equal(again.tokens[1], kept)
+
+def test_a_pass_that_is_asked_to_stop_loses_nothing(tmp_path: Path):
+    class Stopped(Counting):
+        def __call__(self, images, layers=()) -> Outputs:
+            if self.seen == 8:
+                raise Interrupted("SIGTERM")
+            return super().__call__(images, layers=layers)
+
+    with pytest.raises(Interrupted):
+        Stopped(PixelVit(), identity="toy", cache=tmp_path, batch_size=4).pooled(SOURCE, VIEW)
+    again = Counting(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
+    again.pooled(SOURCE, VIEW)
+    assert again.seen == 2
+
+
+@pytest.mark.parametrize("place", [200, -80, -1])
+def test_one_wrong_bit_is_noticed_and_the_file_made_anew(filled: Path, place: int, monkeypatch):
+    monkeypatch.setattr("harness.feature_files._VERIFIED", set())
+    (path,) = filled.rglob("*.npy")
+    whole = bytearray(path.read_bytes())
+    wrong = bytearray(whole)
+    wrong[place] ^= 4
+    path.write_bytes(wrong)
+    encoder = counting(filled)
+    encoder.pooled(SOURCE, VIEW)
+    assert encoder.seen == 10 and path.read_bytes() == whole
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path):
+    def sized(limit: int | None = None) -> Counting:
+        return Counting(PixelVit(), identity="toy", cache=tmp_path, batch_size=4, cache_bytes=limit)
+
+    sources = [Colours(count) for count in (40, 41, 42)]
+    for age, source in enumerate(sources):
+        before = set(tmp_path.rglob("*.npy"))
+        sized().pooled(source, VIEW)
+        (new,) = set(tmp_path.rglob("*.npy")) - before
+        os.utime(new, (1000 + age, 1000 + age))
+    sized().pooled(sources[0], VIEW)  # now the youngest
+    budget = sum(p.stat().st_size for p in tmp_path.rglob("*.npy")) + 500
+    sized(budget).pooled(Colours(43), VIEW)
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.npy")) <= budget
+    left = []
+    for source in sources:
+        encoder = sized()
+        encoder.pooled(source, VIEW)
+        left.append(encoder.seen == 0)
+    assert left == [True, False, True]
+
+
+def test_a_budget_that_is_too_small_for_one_pass_is_refused_in_words(tmp_path: Path):
+    encoder = Counting(PixelVit(), identity="toy", cache=tmp_path, cache_bytes=100)
+    with pytest.raises(UserError, match=r"take 0.00 GB, and runtime.cache_gb \(--cache-gb\) allows 0.00"):
+        encoder.pooled(SOURCE, VIEW)
+    assert encoder.seen == 0
+
+
+def test_a_full_disk_is_said_in_words_and_gets_its_room_back(tmp_path: Path):
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            Counting(PixelVit(), identity="toy", cache=tmp_path, batch_size=4).tokens(Colours(200), VIEW)
+        except UserError as error:
+            (tmp_path / "said").write_text(str(error))
+
+    in_a_process(work).join()
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("no room for features in") and "--cache-gb" in said
+    assert not list(tmp_path.rglob("*.npy*")) and not list(tmp_path.rglob(".*.part"))
+
+
+def test_who_waits_for_a_pass_finds_its_files_and_runs_none(tmp_path: Path):
+    class Slow(Counting):
+        def __call__(self, images, layers=()) -> Outputs:
+            time.sleep(0.3)
+            return super().__call__(images, layers=layers)
+
+    first = in_a_process(lambda: Slow(PixelVit(), identity="toy", cache=tmp_path, batch_size=4).pooled(SOURCE, VIEW))
+    while not list(tmp_path.rglob("*.lock")):
+        time.sleep(0.01)
+    second = Counting(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
+    second.pooled(SOURCE, VIEW)
+    first.join()
+    assert second.seen == 0 and first.exitcode == 0
 
 
 def test_two_processes_may_write_and_read_the_same_features(tmp_path: Path):
@@ -287,7 +392,7 @@ def test_two_processes_may_write_and_read_the_same_features(tmp_path: Path):
         process.join()
     assert [p.exitcode for p in both] == [0, 0]
     assert len(list(tmp_path.rglob("*.npy"))) == 20
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".*.part"))
 
 
 def test_a_model_without_cls_gives_the_mean_patch_alone(tmp_path: Path):

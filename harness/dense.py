@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class TokenMaps:
 
 @dataclasses.dataclass
 class DenseHead:
-    """One head and how it is trained. features: the name of its token maps. rate: AdamW's, at the first step after
-    warm-up. failed: whether its loss was not finite once; it is trained no further then.
+    """One head and how it is trained. features: the name of its token maps. rate: the optimiser's, at the first step
+    after warm-up. failed: whether its loss was not finite once; it is trained no further then.
     """
 
     name: str
@@ -90,16 +90,28 @@ def make_heads(
     seed: int,
     device: str = "cpu",
 ) -> list[DenseHead]:
+    """`heads_for` token maps of these widths."""
+    return heads_for(build, {name: maps.width for name, maps in features.items()}, rates, decays, seed, device)
+
+
+def heads_for(
+    build: Callable[[int], nn.Module],
+    widths: Mapping[str, int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    seed: int,
+    device: str = "cpu",
+) -> list[DenseHead]:
     """A head for every (features, rate, decay); build: features' width -> module. Initial values depend on the seed
     and the features' name alone, so that heads differ in how they are trained only.
     """
     heads = []
-    for name, maps in features.items():
+    for name, width in widths.items():
         for rate in rates:
             for decay in decays:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(derive("dense head", seed, name))
-                    module = build(maps.width).to(device)
+                    module = build(width).to(device)
                 heads.append(DenseHead(f"{name}, lr {rate:g}, decay {decay:g}", name, module, rate, decay))
     return heads
 
@@ -117,35 +129,79 @@ def train_heads(
     warmup_share: float = 0.1,
     device: str = "cpu",
 ) -> None:
-    """Train all heads at once, in place: the same batches for all, read once. Each has its own AdamW, a linear warm-up
-    and a cosine to 0; none sees another, so a head alone ends as it does among others. Heads are left in eval mode.
+    """Train all heads at once on kept tokens, in place: the same batches for all, read once; see `fit_heads`.
 
     Args:
         targets: numbers [B] -> what `loss` compares a head's output on them with, on the CPU.
         loss: (output, targets) -> scalar, of one head.
         index: the numbers that are trained on.
     """
-    optimisers = [torch.optim.AdamW(h.module.parameters(), lr=h.rate, weight_decay=h.weight_decay) for h in heads]
+    stream = token_batches(heads, features, targets, index=index, steps=steps, batch=batch, seed=seed, device=device)
+    fit_heads(heads, stream, loss, steps=steps, warmup_share=warmup_share)
+
+
+def token_batches(
+    heads: Sequence[DenseHead],
+    features: Mapping[str, TokenMaps],
+    targets: Callable[[np.ndarray], Tensor],
+    *,
+    index: np.ndarray,
+    steps: int,
+    batch: int,
+    seed: int,
+    device: str = "cpu",
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Batches for `fit_heads` from kept tokens; what no head asks for any longer is not read."""
+    for picked in minibatches(index, min(batch, len(index)), steps, seed):
+        wanted = {head.features for head in heads if not head.failed}
+        yield {name: features[name].take(picked, device) for name in wanted}, targets(picked).to(device)
+
+
+def adamw(head: DenseHead) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(head.module.parameters(), lr=head.rate, weight_decay=head.weight_decay)
+
+
+def fit_heads(
+    heads: Sequence[DenseHead],
+    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    warmup_share: float = 0.1,
+    final_rate: float = 0.0,
+    optimiser: Callable[[DenseHead], torch.optim.Optimizer] = adamw,
+) -> None:
+    """Train all heads at once, in place. Each has its own optimiser, a linear warm-up and a cosine to `final_rate`;
+    none sees another, so a head alone ends as it does among others. Heads are left in eval mode.
+
+    Args:
+        batches: `steps` times (name of features -> [B, F, rows, columns], targets), both on the heads' device.
+        loss: (output, targets) -> scalar, of one head.
+        warmup_share: of the steps; 0: none.
+    """
+    optimisers = [optimiser(head) for head in heads]
     for head in heads:
         head.module.train()
-    warmup = max(1, round(warmup_share * steps))
-    for step, picked in enumerate(minibatches(index, min(batch, len(index)), steps, seed)):
-        ramp = (step + 1) / warmup
-        share = ramp if step < warmup else (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
-        wanted = {head.features for head in heads if not head.failed}
-        maps = {name: features[name].take(picked, device) for name in wanted}
-        truth = targets(picked).to(device)
-        for head, optimiser in zip(heads, optimisers, strict=True):
+    warmup = max(1, round(warmup_share * steps)) if warmup_share else 0
+    for step, (maps, truth) in enumerate(batches):
+        for head, own in zip(heads, optimisers, strict=True):
             if head.failed:
                 continue
             value = loss(head.module(maps[head.features]), truth)
             if not torch.isfinite(value):
                 head.failed = True
                 continue
-            for group in optimiser.param_groups:
-                group["lr"] = head.rate * share
-            optimiser.zero_grad(set_to_none=True)
+            for group in own.param_groups:
+                group["lr"] = _rate(head.rate, step, steps, warmup, final_rate)
+            own.zero_grad(set_to_none=True)
             value.backward()
-            optimiser.step()
+            own.step()
     for head in heads:
         head.module.eval()
+
+
+def _rate(peak: float, step: int, steps: int, warmup: int, final: float) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    return final + (peak - final) * share

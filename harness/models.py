@@ -6,6 +6,7 @@ distillation token, LayerScale, rotary embeddings, norm_pre, fc_norm.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,6 +247,28 @@ def architecture(spec: Mapping[str, Any], image_size: int, num_classes: int | No
     if not name.startswith("local-dir:") and not timm.is_model(bare):
         raise UserError(unknown("timm model", bare, timm.list_models("*vit*") + timm.list_models("*deit*")))
     return name, args
+
+
+def at_size(vit: Vit, size: int) -> TimmVit:
+    """The same frozen model at another image size, square, in pixels: a copy, its position embeddings resampled.
+
+    Raises:
+        UserError: a ViT that is not timm's own (a repaired teacher works at one size), or patches that do not fit.
+    """
+    if not isinstance(vit, TimmVit):
+        raise UserError(
+            f"a {type(vit).__name__} works at {vit.image_size[0]} px only and cannot be brought to {size}; only a "
+            "plain timm ViT can, so measure the teacher without repairs, or choose a protocol at its own size"
+        )
+    patch = cast(Any, vit.model.patch_embed).patch_size[0]
+    if size < patch or size % patch:
+        below = max(1, size // patch) * patch
+        raise UserError(
+            f"{size} px is no whole number of patches of {patch} px; the nearest sizes are {below} and {below + patch}"
+        )
+    model = copy.deepcopy(vit.model)
+    cast(Any, model).set_input_size(img_size=(size, size))
+    return TimmVit(frozen(model), vit.mean, vit.std, vit.classes, vit.registers)  # type: ignore[arg-type]
 
 
 def build_model(spec: Mapping[str, Any], image_size: int, num_classes: int | None = None) -> nn.Module:

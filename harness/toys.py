@@ -173,3 +173,56 @@ class Colours(Source):
 
     def identity(self) -> str:
         return f"colours {self.count} {len(self.classes)} {self.size} {self.noise} {self.cast} {self.split}"
+
+
+class Patchwork(Source):
+    """Noisy images of square cells of one colour each, whose mask says which; the same on every machine.
+
+    Args:
+        count: images. classes: colours, at most 8. size: pixels, square. cell: pixels, square. split: another one has
+            other images. ignored: the share of cells that the mask ignores.
+    """
+
+    name = "patchwork"
+    needs_root = False
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        classes: int = 4,
+        size: int = 32,
+        cell: int = 8,
+        split: str = "train",
+        ignored: float = 0.1,
+    ) -> None:
+        self.count, self.size, self.cell, self.split, self.ignored = count, size, cell, split, ignored
+        self.classes = ()
+        self.segmentation_classes = tuple(f"colour {i}" for i in range(classes))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Sample:
+        rng = np.random.default_rng(derive("patchwork", self.split, index))
+        cells = self.size // self.cell
+        colours = rng.integers(0, len(self.segmentation_classes), (cells, cells))
+        mask = np.where(rng.random((cells, cells)) < self.ignored, 255, colours).astype(np.uint8)
+        corners = 0.25 + 0.5 * (colours[..., None] >> np.arange(3) & 1)  # [cells, cells, 3]
+        pixels = _enlarged(corners, self.cell) + 0.1 * rng.standard_normal((self.size, self.size, 3))
+        image = Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
+        return Sample(image, mask=_enlarged(mask, self.cell))
+
+    def labels(self) -> np.ndarray:
+        return np.full(self.count, -1, dtype=np.int64)
+
+    def sample_name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+    def identity(self) -> str:
+        options = (self.count, len(self.segmentation_classes), self.size, self.cell, self.split, self.ignored)
+        return f"patchwork {options}"
+
+
+def _enlarged(cells: np.ndarray, factor: int) -> np.ndarray:
+    return cells.repeat(factor, axis=0).repeat(factor, axis=1)

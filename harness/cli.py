@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import cli_data
 from harness.errors import UserError, unknown
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_data.app, name="data")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment in YAML.", show_default=False)]
 Settings = Annotated[

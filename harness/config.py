@@ -32,6 +32,7 @@ from harness.specs import (
     Training,
     as_tuple,
 )
+from harness.suites import expanded
 from harness.twins import twin
 from harness.yaml_files import change, merge, read_yaml
 
@@ -96,12 +97,13 @@ def load(path: str | Path, settings: Sequence[str] = (), plugins: Sequence[str] 
 
 
 def parse(raw: dict[str, Any], where: str = "configuration") -> Experiment:
-    """Plain values -> Experiment. Raises ConfigError with every mistake."""
-    experiment, mistakes = None, []
+    """Plain values -> Experiment, suites of tasks taken apart. Raises ConfigError with every mistake."""
+    raw, mistakes = expanded(raw)
+    experiment = None
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        mistakes = sentences(error, Experiment)
+        mistakes += sentences(error, Experiment)
     mistakes += _Parts.of(raw).mistakes()
     if experiment is None or mistakes:
         raise ConfigError(mistakes, where)

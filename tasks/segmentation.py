@@ -50,7 +50,8 @@ DECAYS = (1e-4, 1e-2)  # DINOv2's, and AdamW's own default
 BLOCKS = (1, 4)
 PIXELS = 1024  # of each image of a batch, drawn anew at every step, give the loss
 HELD_OUT = 10  # one training image of so many
-STEPS = {"linear": 2_000, "full": 40_000}  # full: mmsegmentation's schedule_40k, which DINOv2 uses
+LEAST_STEPS, EPOCHS = 2_000, 16  # of linear heads: whichever is longer; small sets are at rest by then
+FULL_STEPS = 40_000  # mmsegmentation's schedule_40k, which DINOv2 uses
 BATCHES = {"linear": 16, "published": 64, "full": 16}
 CROP, STRIDE = 512, 341
 AT_ONCE = 8  # images whose logits are held in memory while heads are compared
@@ -81,7 +82,8 @@ class Segmentation(Task):
 
     Args:
         data: with segmentation masks, the same classes in train and test.
-        steps: of the heads; None: 2,000 (linear), 200 epochs (published), 40,000 (full). batch: None: 16, 64, 16.
+        steps: of the heads; None: 16 epochs but at least 2,000 steps (linear), 200 epochs (published), 40,000 (full).
+        batch: None: 16 (linear, full) or 64 (published).
         images: at most so many training images, evenly spread over the split; None: all.
         views: 2: linear heads train on mirrored images too.
         crop, stride: of full, in pixels; None: 512 and 341.
@@ -112,7 +114,7 @@ class Segmentation(Task):
             raise UserError(f"crop and stride are of protocol 'full', not {self.kind!r}; leave them out")
         if views not in (1, 2) or (views == 2 and self.kind != "linear"):
             raise UserError(f"views is {views} under protocol {self.kind!r}; give 1, or 2 under 'linear'")
-        self.steps = steps if steps is not None else STEPS.get(self.kind)
+        self.steps = FULL_STEPS if steps is None and self.kind == "full" else steps
         self.batch = BATCHES[self.kind] if batch is None else batch
         self.crop = CROP if crop is None else crop
         self.stride = min(STRIDE, self.crop) if stride is None else stride
@@ -130,10 +132,12 @@ class Segmentation(Task):
             summary = f"as SiNGER's authors run it: one head before the final norm, {length}, the last step; {measured}"
             return {"summary": summary, **common, "head": head, "final_norm": False, "choice": "last step"}
         heads = {"blocks": list(BLOCKS), "rates": list(RATES), "weight_decays": list(DECAYS), "pixels": PIXELS}
+        length = f"{EPOCHS} epochs, at least {LEAST_STEPS} steps," if self.steps is None else f"{self.steps} steps"
+        heads |= {"epochs": EPOCHS, "least_steps": LEAST_STEPS} if self.steps is None else {}
         what = f"{self.crop} px crops and windows of stride {self.stride}" if self.kind == "full" else "squashed images"
         summary = (
             f"best of {len(RATES)} rates x {len(DECAYS)} decays x (last block, last four), BN + 1x1 convolution, on "
-            f"{what}, {self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} "
+            f"{what}, {length} at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} "
             f"training images; {measured}"
         )
         own = {"views": self.views} if self.kind == "linear" else {}
@@ -167,7 +171,7 @@ class Segmentation(Task):
         index = np.concatenate([kept + view * len(train) for view in range(self.views)])
         loss = functools.partial(loss_at_pixels, size=size)
         draws = PixelDraws(masks, PIXELS, seed)
-        steps = self.steps or 0
+        steps = self.steps or max(LEAST_STEPS, EPOCHS * math.ceil(len(index) / self.batch))
         train_heads(
             heads, maps, draws, loss, index=index, steps=steps, batch=self.batch, seed=seed, device=encoder.device
         )

@@ -226,3 +226,45 @@ class Patchwork(Source):
 
 def _enlarged(cells: np.ndarray, factor: int) -> np.ndarray:
     return cells.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+class Slopes(Source):
+    """Noisy images of tilted planes: the brighter a pixel, the farther it is; the same on every machine.
+
+    Depth is 0.5 to 4.5 m, grey is depth / 5 m; a corner, elsewhere in every image, has no known depth.
+
+    Args:
+        count: images. size: pixels, square. noise: standard deviation of a pixel's channel, of 1. split: another one
+            has other planes.
+    """
+
+    name = "slopes"
+    needs_root = False
+    classes = ()
+    depth_range_m = (0.5, 4.5)
+
+    def __init__(self, count: int, *, size: int = 32, noise: float = 0.05, split: str = "train") -> None:
+        self.count, self.size, self.noise, self.split = count, size, noise, split
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Sample:
+        rng = np.random.default_rng(derive("slopes", self.split, index))
+        place = np.linspace(-1, 1, self.size)
+        middle, (down, across) = rng.uniform(1.5, 3.5), rng.uniform(-0.5, 0.5, 2)
+        depth_m = middle + down * place[:, None] + across * place  # [S, S]
+        grey = (depth_m / 5)[..., None] + self.noise * rng.standard_normal((self.size, self.size, 3))
+        rows, columns = rng.integers(0, self.size // 2, 2)
+        depth_m[:rows, :columns] = 0
+        image = Image.fromarray((255 * grey.clip(0, 1)).round().astype(np.uint8))
+        return Sample(image, depth_m=depth_m.astype(np.float32))
+
+    def labels(self) -> np.ndarray:
+        return np.full(self.count, -1, dtype=np.int64)
+
+    def sample_name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+    def identity(self) -> str:
+        return f"slopes {self.count} {self.size} {self.noise} {self.split}"

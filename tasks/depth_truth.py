@@ -1,0 +1,131 @@
+"""True depth as training and measuring read it: checked, in metres, and a wrong scale told before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.dense import nearest
+from harness.errors import UserError
+from harness.sources import Source
+
+KEPT_BYTES = 1 << 30  # of training maps; what is beyond is read again whenever a batch asks for it
+LOOKED_AT = 200  # training images whose depths give the median
+WITH_DEPTH = ("scenes", "array", "depth_folder")
+# What a unit may have been, and what brings it to metres.
+UNITS = {"millimetres": 0.001, "1/256 m (KITTI)": 1 / 256, "centimetres": 0.01, "0.2 mm (TUM)": 0.0002}
+UNITS |= {"kilometres": 1000.0, "metres divided by 1000": 1000.0, "decimetres": 0.1}
+
+
+def depth_range(source: Source, name: str, min_m: float | None, max_m: float | None) -> tuple[float, float]:
+    """The depths that count, metres: the source's own where an option is None.
+
+    Raises:
+        UserError: a source without depth, a range that is none.
+    """
+    if source.depth_range_m is None:
+        raise UserError(
+            f"data {name!r} (source {source.name!r}) have no depth; the sources {', '.join(WITH_DEPTH)} have it: give "
+            "one as the task's data"
+        )
+    low = source.depth_range_m[0] if min_m is None else min_m
+    high = source.depth_range_m[1] if max_m is None else max_m
+    if not 0 <= low < high:
+        raise UserError(f"depths from {low:g} to {high:g} m are no range; give min_m and max_m of the depth task")
+    return float(low), float(high)
+
+
+def read_depth_m(source: Source, index: int) -> np.ndarray:
+    """The sample's depth [H, W] float32 metres, 0 where unknown.
+
+    Raises:
+        UserError: no depth, one that cannot be read, of another shape than the image, negative or not finite.
+    """
+    name = source.sample_name(index)
+    try:
+        sample = source.read(index)
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+        raise UserError(
+            f"the depth of {name!r} cannot be read: {error}. Mend it, or remove it from the data"
+        ) from error
+    depth_m = sample.depth_m
+    if depth_m is None:
+        raise UserError(f"image {name!r} has no depth map; every image of a depth task needs one")
+    if depth_m.shape != (sample.image.height, sample.image.width):
+        raise UserError(
+            f"the depth map of {name!r} is {list(depth_m.shape)} and its image "
+            f"{[sample.image.height, sample.image.width]}, rows by columns; give both in one size"
+        )
+    if not np.isfinite(depth_m).all() or depth_m.min() < 0:
+        raise UserError(
+            f"the depth map of {name!r} has values that are negative or not finite; give metres, 0 where unknown"
+        )
+    return depth_m.astype(np.float32, copy=False)
+
+
+class TrainingDepths:
+    """Depth maps of a source at the size that the encoder sees, [S, S] each, 0 where unknown or out of range.
+
+    Numbers from len(source) on are the mirrored images.
+    """
+
+    def __init__(self, source: Source, size: int, low: float, high: float) -> None:
+        self.source, self.size, self.low, self.high = source, size, low, high
+        self._kept: dict[int, np.ndarray] = {}
+
+    def known(self, index: int) -> np.ndarray:
+        """[S, S] metres, whatever their range."""
+        found = self._kept.get(index)
+        if found is None:
+            found = nearest(read_depth_m(self.source, index), self.size)
+            if (len(self._kept) + 1) * found.nbytes <= KEPT_BYTES:
+                self._kept[index] = found
+        return found
+
+    def __call__(self, numbers: np.ndarray) -> Tensor:
+        """[B, S, S] by number [B], on the CPU."""
+        maps = []
+        for number in numbers:
+            mirrored, index = divmod(int(number), len(self.source))
+            depth_m = self.known(index)
+            counts = (depth_m >= self.low) & (depth_m <= self.high)
+            depth_m = np.where(counts, depth_m, np.float32(0))
+            maps.append(depth_m[:, ::-1] if mirrored else depth_m)
+        return torch.from_numpy(np.stack(maps))
+
+    def median_m(self) -> float:
+        """The median of all known pixels of up to LOOKED_AT images, evenly over the split.
+
+        Raises:
+            UserError: not one pixel is known.
+        """
+        count = min(LOOKED_AT, len(self.source))
+        numbers = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
+        found = np.concatenate([depth_m[depth_m > 0] for depth_m in map(self.known, numbers)])
+        if not found.size:
+            raise UserError(
+                f"not one depth of the training split is known (its {len(self.source)} images hold 0 only); a depth "
+                "map needs metres where they are known"
+            )
+        return float(np.median(found))
+
+
+def check_scale(median_m: float, low: float, high: float, options: Mapping[str, Any]) -> None:
+    """Raises UserError where the median depth is outside low .. high: names the factor that brings it in."""
+    if low <= median_m <= high:
+        return
+    middle = (max(low, 1e-3) * high) ** 0.5
+    fitting = {unit: factor for unit, factor in UNITS.items() if low <= median_m * factor <= high}
+    head = f"the median depth of the training split is {median_m:.6g} m, outside {low:g} .. {high:g} m"
+    if not fitting:
+        raise UserError(f"{head}; give depths in metres, or min_m and max_m that fit these data")
+    unit, factor = min(fitting.items(), key=lambda entry: abs(np.log(median_m * entry[1] / middle)))
+    if "scale" in options:
+        remedy = f"data.options.scale: {options['scale'] * factor:.6g} instead of {options['scale']:.6g}"
+    else:
+        remedy = f"depths multiplied by {factor:.6g} (the source depth_folder has an option `scale` for it)"
+    raise UserError(f"{head}: the values look like {unit}. Give {remedy}; or min_m and max_m that fit these data")

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.api import Metric, Task, Tiny
 from harness.class_maps import HOWS, class_map
 from harness.data import Data
-from harness.errors import UserError
+from harness.errors import UserError, unknown
 from harness.features import Encoder
 from harness.head_choice import (
     HELD_OUT,
@@ -25,7 +25,6 @@ from harness.head_choice import (
     grid_protocol,
     wanted_layers,
 )
-from harness.matching import chosen
 from harness.probes import classification_scores, predict, stratified_hold_out
 from harness.sources import Source, balanced_subset
 from harness.toys import Colours, PixelVit
@@ -70,7 +69,9 @@ class Shifted(Task):
         images: int | None = None,
     ) -> None:
         self.data, self.steps, self.batch, self.images = data, steps, batch, images
-        self.test_classes = chosen("way to map test classes", test_classes, HOWS)
+        self.test_classes = test_classes
+        if test_classes not in HOWS:
+            raise UserError(unknown("test_classes of the shifted task", test_classes, HOWS))
         for what, value in (("steps", steps), ("batch", batch), ("images", images)):
             if value is not None and value < 1:
                 raise UserError(f"{what} of the shifted task is {value}; give 1 or more, or leave it out")

@@ -18,7 +18,7 @@ from torchvision.datasets.utils import calculate_md5
 
 def image(path: Path, colour: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 16), (40 * (colour % 6), 255 - 30 * (colour % 8), 8 * (colour % 30))).save(path)
+    Image.new("RGB", (20, 16), (255 * (colour & 1), 255 * (colour >> 1 & 1), 8 * (colour % 30))).save(path)
 
 
 def folders(root: Path, splits: Mapping[str, Sequence[str]], each: int) -> None:

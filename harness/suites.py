@@ -119,7 +119,10 @@ def expanded(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _entry(item: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """The task that an item with a suite stands for. data: the experiment's, whose image size it shares by default."""
+    """The task that an item with a suite stands for. data: the experiment's, whose image size it shares by default.
+
+    A root may be missing, as in any data: a configuration that is shipped leaves it to `--set tasks.0.root=DIR`.
+    """
     above = {key: value for key, value in item.items() if key not in ("suite", "root")}
     if not isinstance(item["suite"], str):
         raise ConfigError([f"suite must be the name of a suite or a YAML file, not {item['suite']!r}"])
@@ -129,7 +132,7 @@ def _entry(item: Mapping[str, Any], data: Any) -> dict[str, Any]:
     if "root" in item and not isinstance(item["root"], str):
         raise ConfigError([f"root must be text, the folder of the data, not {item['root']!r}"])
     below = read_suite(item["suite"])
-    about = below.pop("about")
+    del below["about"]
     if isinstance(data, dict) and "image_size" in data and "image_size" not in below["data"]:
         below["data"] = {**below["data"], "image_size": data["image_size"]}
     found = overridden(below, above)
@@ -137,8 +140,6 @@ def _entry(item: Mapping[str, Any], data: Any) -> dict[str, Any]:
         return found  # refused later, in words
     if "root" in item:
         found["data"] = {**found["data"], "root": item["root"]}
-    if found["data"].get("root") is None:
-        raise ConfigError([f"suite {item['suite']!r} needs root, the folder of the data: {'; '.join(about['layout'])}"])
     return found
 
 

@@ -190,9 +190,11 @@ def test_an_unknown_suite_names_the_nearest():
     assert said.startswith("tasks.0: no suite 'food1o1'; did you mean 'food101'?")
 
 
-def test_a_suite_without_a_root_says_what_the_root_must_hold():
-    (said,) = mistakes("artifacts", {"suite": "cifar10"})
-    assert said.startswith("tasks.1: suite 'cifar10' needs root") and "cifar-10-batches-py" in said
+def test_a_suite_may_wait_for_its_root_until_its_data_are_read():
+    data = experiment({"suite": "food101"}).tasks[0].data
+    assert data is not None and data.root is None
+    with pytest.raises(UserError, match=r"needs data\.root"):
+        open_data(data).open("test")
 
 
 def test_mistakes_of_suites_and_of_others_come_at_once():

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import cli_data
+from harness import cli_data, cli_protocols
 from harness.errors import UserError, unknown
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_protocols.app, name="protocols")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment in YAML.", show_default=False)]
 Settings = Annotated[
@@ -106,9 +107,15 @@ def run(
     workspace: WorkspaceOption = None,
     plugin: Plugins = None,
     retry_failed: Annotated[bool, typer.Option(help="Train failed runs again.")] = False,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Limit of features on disk; what was used longest ago goes first."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and evaluate what is pending, here."""
+    if cache_gb is not None:
+        settings = [*(settings or ()), f"runtime.cache_gb={cache_gb}"]
     experiment = _experiment(config, settings, plugin)
     _run(experiment, _workspace(experiment, workspace), retry_failed, quiet)
 

@@ -102,7 +102,7 @@ class MeanOfImages:
     """mmsegmentation's DepthMetric: each image's errors, averaged over the images that have a pixel that counts."""
 
     def __init__(self) -> None:
-        self.metric = mmseg("mmseg.evaluation").DepthMetric()
+        self.metric = mmseg("mmseg.evaluation").DepthMetric(prefix="depth")  # without one it warns
         self.images = 0
         self.sums = dict.fromkeys(OF_MMSEG, 0.0)
 

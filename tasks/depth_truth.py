@@ -16,9 +16,9 @@ from harness.sources import Source
 KEPT_BYTES = 1 << 30  # of training maps; what is beyond is read again whenever a batch asks for it
 LOOKED_AT = 200  # training images whose depths give the median
 WITH_DEPTH = ("scenes", "array", "depth_folder")
-# What a unit may have been, and what brings it to metres.
-UNITS = {"millimetres": 0.001, "1/256 m (KITTI)": 1 / 256, "centimetres": 0.01, "0.2 mm (TUM)": 0.0002}
-UNITS |= {"kilometres": 1000.0, "metres divided by 1000": 1000.0, "decimetres": 0.1}
+# What a unit may have been, the commonest first, and what brings it to metres.
+UNITS = {"millimetres": 0.001, "1/256 m, KITTI's": 1 / 256, "centimetres": 0.01, "0.2 mm, TUM's": 0.0002}
+UNITS |= {"metres divided by 1000": 1000.0, "metres divided by 256": 256.0}
 
 
 def depth_range(source: Source, name: str, min_m: float | None, max_m: float | None) -> tuple[float, float]:
@@ -118,14 +118,15 @@ def check_scale(median_m: float, low: float, high: float, options: Mapping[str, 
     """Raises UserError where the median depth is outside low .. high: names the factor that brings it in."""
     if low <= median_m <= high:
         return
-    middle = (max(low, 1e-3) * high) ** 0.5
     fitting = {unit: factor for unit, factor in UNITS.items() if low <= median_m * factor <= high}
     head = f"the median depth of the training split is {median_m:.6g} m, outside {low:g} .. {high:g} m"
     if not fitting:
         raise UserError(f"{head}; give depths in metres, or min_m and max_m that fit these data")
-    unit, factor = min(fitting.items(), key=lambda entry: abs(np.log(median_m * entry[1] / middle)))
-    if "scale" in options:
-        remedy = f"data.options.scale: {options['scale'] * factor:.6g} instead of {options['scale']:.6g}"
+    now = options.get("scale")
+    if now is None:
+        likely = " or ".join(f"{unit} (multiply by {factor:.6g})" for unit, factor in fitting.items())
+        remedy = "bring them to metres; the source depth_folder has the option `scale` for it"
     else:
-        remedy = f"depths multiplied by {factor:.6g} (the source depth_folder has an option `scale` for it)"
-    raise UserError(f"{head}: the values look like {unit}. Give {remedy}; or min_m and max_m that fit these data")
+        likely = " or ".join(f"{unit} (scale {now * factor:.6g})" for unit, factor in fitting.items())
+        remedy = f"change data.options.scale, which is {now:.6g}"
+    raise UserError(f"{head}: the values look like {likely}. So {remedy}; or give min_m and max_m that fit these data")

@@ -14,6 +14,8 @@ import yaml
 from harness import models
 from harness.api import Task
 from harness.builder import Builder, open_data
+from harness.data import Data
+from harness.errors import ConfigError, UserError
 from harness.features import Encoder
 from harness.locks import Lock
 from harness.progress import Console
@@ -34,6 +36,25 @@ class Evaluation:
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
         self.cache_gb = self.experiment.runtime.cache_gb
         self.written = 0
+
+    def preflight(self, runs: Sequence[Run]) -> None:
+        """Build every task that has something to do and open its data, so that a mistake costs no training.
+
+        Raises:
+            ConfigError: options that a task refuses, data that cannot be opened, all of them at once.
+        """
+        mistakes = []
+        for task in task_runs(self.experiment):
+            if all(self.workspace.has_record(run, task) for run in runs):
+                continue
+            try:
+                data = self._built(task)[1]
+                for split in ("train", "test"):
+                    data.open(split)
+            except UserError as error:
+                mistakes.append(f"task {task.spec.title()!r}: {error}")
+        if mistakes:
+            raise ConfigError(mistakes)
 
     def pending(self, runs: Sequence[Run]) -> bool:
         """Evaluate every trained encoder that is free on the tasks it lacks; True where others are at work."""
@@ -60,12 +81,9 @@ class Evaluation:
 
     def _tasks(self) -> list[tuple[TaskRun, Task]]:
         """The tasks, built, with the hash of each one's protocol noted in the workspace."""
-        known = self.experiment.known()
         built = []
         for task in task_runs(self.experiment):
-            data = open_data(task.spec.data or self.experiment.data)
-            options = known.resolve("task", task.spec.task, task.spec.options)
-            instance = task_class(task.spec.task)(data=data, **options)  # type: ignore[call-arg]
+            instance, _ = self._built(task)
             protocol = instance.protocol()
             noted = {"task_id": content_hash({"task": task.spec.task, **protocol}), "protocol": protocol}
             path = self.workspace.protocols / f"{task.key}.json"
@@ -74,6 +92,12 @@ class Evaluation:
                 write_atomic(path, text)
             built.append((task, instance))
         return built
+
+    def _built(self, task: TaskRun) -> tuple[Task, Data]:
+        """A task and the data that it reads, neither of them opened."""
+        data = open_data(task.spec.data or self.experiment.data)
+        options = self.experiment.known().resolve("task", task.spec.task, task.spec.options)
+        return task_class(task.spec.task)(data=data, **options), data  # type: ignore[call-arg]
 
     def _encoder(self, run: Run) -> tuple[Encoder, dict[str, Any]]:
         """The frozen encoder of a run, and what is known of how it came to be."""

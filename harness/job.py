@@ -66,6 +66,7 @@ class Job:
         with self.stop:
             self.builder.same_as_before(self.builder.data, "train")
             if groups(runs, self.workspace, self.experiment.runtime.max_group):
+                self.evaluation.preflight(encoders)
                 self.builder.preflight(runs)
             while self._train_pending(runs) | self.evaluation.pending(encoders):
                 time.sleep(5)  # another process is at work on the rest

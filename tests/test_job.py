@@ -289,3 +289,18 @@ def test_a_fitted_teacher_is_trained_once_and_planted_artifacts_are_seen(tmp_pat
 def test_messages_are_quiet_when_asked(tmp_path, capfd):
     Job(tiny(tmp_path, methods=["none"]), Workspace(tmp_path / "workspace"), Console(quiet=True)).run()
     assert capfd.readouterr().err == ""
+
+
+def test_a_task_that_cannot_be_measured_costs_no_training(tmp_path):
+    tasks = [
+        {"task": "classification", "options": {"steps": 0}},
+        {"task": "classification", "label": "elsewhere", "data": {"source": "folder", "root": str(tmp_path / "no")}},
+        {"task": "few_shot", "options": {"ways": 1}},
+    ]
+    experiment = tiny(tmp_path, tasks=tasks)
+    with pytest.raises(ConfigError) as error:
+        run(experiment, tmp_path / "workspace")
+    said = "\n".join(error.value.mistakes)
+    assert len(error.value.mistakes) == 3 and "steps of the classification task is 0" in said
+    assert "task 'elsewhere': " in said and "ways of the few_shot task is 1" in said
+    assert not list((tmp_path / "workspace").glob("students/*"))

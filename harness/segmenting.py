@@ -24,40 +24,12 @@ EXACT = 2**24  # counts up to here are exact in float32
 STRIP = 2**24  # logits that are held at once while a prediction is brought to full size
 
 
-class LinearHead(nn.Module):
-    """Batch norm, then a 1x1 convolution, [B, F, rows, columns] -> [B, C, rows, columns]: DINOv2's BNHead
-    (arXiv 2304.07193), with mmsegmentation's initial values of conv_seg.
-
-    The same function as BatchNorm2d and Conv2d one after the other, in one product: the norm is folded into the
-    convolution's weight, so that no normalised copy of the tokens is made for each of many heads.
-    """
-
-    momentum, eps = 0.1, 1e-5  # BatchNorm2d's
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.weight, self.bias = nn.Parameter(0.01 * torch.randn(classes, width)), nn.Parameter(torch.zeros(classes))
-        self.mean: Tensor
-        self.var: Tensor
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        mean, var = self._statistics(maps) if self.training else (self.mean, self.var)
-        factor = self.scale * torch.rsqrt(var + self.eps)  # [F]
-        weight = self.weight * factor  # [C, F]
-        bias = self.bias + self.weight @ (self.shift - mean * factor)  # [C]
-        return (weight @ maps.flatten(2) + bias[:, None]).unflatten(2, maps.shape[2:])
-
-    @torch.no_grad()
-    def _statistics(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each channel in the batch, [F] and [F]; the running ones, of evaluation, follow."""
-        var, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
-        count = maps.numel() // maps.shape[1]
-        self.mean.lerp_(mean, self.momentum)
-        self.var.lerp_(var * count / max(1, count - 1), self.momentum)  # unbiased, as BatchNorm2d keeps it
-        return mean, var
+def linear_head(width: int, classes: int) -> nn.Module:
+    """BN + 1x1 convolution, [B, F, rows, columns] -> [B, C, rows, columns]: DINOv2's BNHead (arXiv 2304.07193)."""
+    conv = nn.Conv2d(width, classes, 1)
+    nn.init.normal_(conv.weight, std=0.01)  # as mmsegmentation's conv_seg
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.BatchNorm2d(width), conv)
 
 
 def checked_classes(train: Source, test: Source) -> tuple[str, ...]:

@@ -30,10 +30,10 @@ from harness.features import Encoder
 from harness.models import TimmVit, at_size
 from harness.seeds import derive
 from harness.segmenting import (
-    LinearHead,
     PixelDraws,
     areas,
     checked_classes,
+    linear_head,
     loss_at_pixels,
     loss_everywhere,
     predicted,
@@ -240,7 +240,7 @@ class Segmentation(Task):
 
 
 def _head_of(classes: int) -> Callable[[int], nn.Module]:
-    return functools.partial(LinearHead, classes=classes)
+    return functools.partial(linear_head, classes=classes)
 
 
 def feature_blocks(depth: int) -> dict[str, list[int]]:

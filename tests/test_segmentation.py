@@ -18,10 +18,10 @@ from harness.errors import UserError
 from harness.features import Encoder
 from harness.models import TimmVit, as_vit, at_size, build_model
 from harness.segmenting import (
-    LinearHead,
     PixelDraws,
     areas,
     checked_classes,
+    linear_head,
     loss_at_pixels,
     loss_everywhere,
     predicted,
@@ -178,26 +178,6 @@ def test_strips_change_no_prediction(monkeypatch):
     whole = predicted(logits, (37, 23))
     monkeypatch.setattr(segmenting, "STRIP", 4 * 23 * 5)
     assert torch.equal(predicted(logits, (37, 23)), whole)
-
-
-def test_the_folded_head_is_batch_norm_and_a_convolution():
-    torch.manual_seed(0)
-    head, norm, conv = LinearHead(6, 3), torch.nn.BatchNorm2d(6), torch.nn.Conv2d(6, 3, 1)
-    with torch.no_grad():
-        for mine, theirs in ((head.scale, norm.weight), (head.shift, norm.bias), (head.bias, conv.bias)):
-            theirs.copy_(mine.normal_())
-        conv.weight.copy_(head.weight.normal_()[:, :, None, None])
-    for _ in range(3):
-        maps = 5 * torch.randn(2, 6, 4, 5) + 20
-        pull = torch.randn(2, 3, 4, 5)
-        found, expected = head(maps), conv(norm(maps))
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-        mine = torch.autograd.grad((found * pull).sum(), [head.scale, head.shift, head.weight, head.bias])
-        theirs = torch.autograd.grad((expected * pull).sum(), [norm.weight, norm.bias, conv.weight, conv.bias])
-        for a, b in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(a, b.view_as(a), atol=1e-3, rtol=1e-3)
-    head.eval(), norm.eval()
-    torch.testing.assert_close(head(maps), conv(norm(maps)), atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_at_all_pixels_is_the_whole_maps_loss():
@@ -369,8 +349,8 @@ def test_windows_cover_all_and_end_with_the_image():
 
 def test_slid_logits_are_the_mean_over_the_windows_that_see_a_pixel():
     vit = Encoder(toy_vit(), identity="v", cache=None)
-    features, head = {"last block": [1]}, LinearHead(32, 4).eval()
-    torch.nn.init.normal_(head.weight)
+    features, head = {"last block": [1]}, linear_head(32, 4).eval()
+    torch.nn.init.normal_(head[1].weight)
     image = torch.rand(3, 32, 50, generator=torch.Generator().manual_seed(0))
     ((_, found),) = slid_logits(vit, features, {"h": ("last block", head)}, image, 10)
     total, count = torch.zeros(4, 32, 50), torch.zeros(50)
@@ -384,7 +364,7 @@ def test_slid_logits_are_the_mean_over_the_windows_that_see_a_pixel():
 
 def test_a_small_image_is_padded_and_its_logits_cut_back():
     vit = Encoder(toy_vit(), identity="v", cache=None)
-    head = LinearHead(32, 4).eval()
+    head = linear_head(32, 4).eval()
     ((_, found),) = slid_logits(vit, {"l": [1]}, {"h": ("l", head)}, torch.rand(3, 20, 40), 16)
     assert found.shape == (4, 20, 40)
     image = padded(torch.zeros(3, 2, 5), 4, (0.1, 0.2, 0.3))

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.features import Tokens
 from harness.probes import minibatches
 from harness.seeds import derive
-from harness.sources import View
+from harness.sources import Source, Subset, View
+
+HELD_OUT = 10  # one training image of so many
 
 
 def whole_view(image_size: int, mirror: bool = False) -> View:
@@ -30,6 +33,36 @@ def nearest(labels: np.ndarray, size: int, mirror: bool = False) -> np.ndarray:
     """A label map [H, W] as `whole_view` sees it: [size, size], each pixel the label at its centre; no labels mix."""
     rows, columns = (np.floor((np.arange(size) + 0.5) * side / size).astype(np.int64) for side in labels.shape)
     return labels[:, ::-1][rows[:, None], columns] if mirror else labels[rows[:, None], columns]
+
+
+def spread(source: Source, limit: int | None) -> Source:
+    """At most so many samples, one of each of `limit` equal stretches, the same for every method and seed.
+
+    Not at equal distances: those would meet some classes of a source that goes through them in turn, and not others.
+    """
+    if limit is None or limit >= len(source):
+        return source
+    edges = np.arange(limit + 1) * len(source) // limit
+    draw = np.random.default_rng(derive("dense images", limit))
+    return Subset(source, edges[:-1] + (draw.random(limit) * np.diff(edges)).astype(np.int64))
+
+
+def hold_out_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out): numbers, ascending; of each stretch of about ten one is held out, drawn, the same always.
+
+    Evenly spread, since the frames of a video lie side by side; drawn, since a source that goes through its classes in
+    turn has only some of them at equal distances.
+
+    Raises:
+        UserError: fewer than two images.
+    """
+    if count < 2:
+        raise UserError(f"a head is chosen on held-out training images, and the split has {count}; give two or more")
+    stretches = max(1, count // HELD_OUT)
+    edges = np.arange(stretches + 1) * count // stretches
+    draw = np.random.default_rng(derive("held-out images", count))
+    held = edges[:-1] + (draw.random(stretches) * np.diff(edges)).astype(np.int64)
+    return np.setdiff1d(np.arange(count), held), held
 
 
 class TokenMaps:

@@ -11,12 +11,11 @@ import torch
 
 from harness.api import Metric, Task, Tiny
 from harness.data import Data
-from harness.dense import DenseHead, TokenMaps, whole_view
+from harness.dense import HELD_OUT, DenseHead, TokenMaps, hold_out_images, spread, whole_view
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.matching import chosen
-from harness.seeds import derive
-from harness.sources import Source, Subset
+from harness.sources import Source
 from harness.toys import PixelVit, Slopes
 from tasks.depth_fitting import (
     PUBLISHED_BATCH,
@@ -33,7 +32,6 @@ from tasks.depth_scores import CROPS, MeanOfImages, PooledErrors, counted
 from tasks.depth_truth import TrainingDepths, check_scale, depth_range, read_depth_m
 
 BLOCKS = (1, 4)
-HELD_OUT = 10  # one training image of so many
 STEPS, BATCH = 4_000, 16
 LEAST_M = 1e-3  # a prediction is at least this, so that it has a logarithm
 
@@ -122,7 +120,7 @@ class Depth(Task):
                 f"errors {where}"
             )
             own = {"blocks": list(BLOCKS), **linear_protocol(), "final_norm": True}
-            own |= {"choice": f"RMSE on every {HELD_OUT}th training image"}
+            own |= {"choice": f"RMSE on one of every {HELD_OUT} training images"}
             return {"summary": summary, "kind": "linear", **common, **own}
         length = f"{PUBLISHED_EPOCHS} epochs" if self.steps is None else f"{self.steps} steps"
         summary = (
@@ -253,24 +251,3 @@ class Depth(Task):
         sources: dict[str, Source] = {"train": Slopes(30), "test": Slopes(12, split="test")}
         task = cls(data=Data.of_sources(sources, image_size=32, name="slopes"), steps=60, batch=8)
         return Tiny(task, PixelVit(), PixelVit(blind=True))
-
-
-def spread(source: Source, limit: int | None) -> Source:
-    """At most so many samples, one of each of `limit` equal stretches, the same for every method and seed.
-
-    Not at equal distances: those would meet some classes of a source that goes through them in turn, and not others.
-    """
-    if limit is None or limit >= len(source):
-        return source
-    edges = np.arange(limit + 1) * len(source) // limit
-    draw = np.random.default_rng(derive("depth images", limit))
-    return Subset(source, edges[:-1] + (draw.random(limit) * np.diff(edges)).astype(np.int64))
-
-
-def hold_out_images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): every tenth image is held out, of fewer than ten the last."""
-    if count < 2:
-        raise UserError(f"the training split has {count} image; a depth head is chosen on held-out images, give more")
-    numbers = np.arange(count)
-    held = numbers % HELD_OUT == min(HELD_OUT, count) - 1
-    return numbers[~held], numbers[held]

@@ -16,11 +16,14 @@ from harness.api import Metric, Task, Tiny
 from harness.crops import crop_batches, crop_protocol, short_side_to, slid_logits, window_maps
 from harness.data import Data
 from harness.dense import (
+    HELD_OUT,
     DenseHead,
     TokenMaps,
     fit_heads,
     heads_for,
+    hold_out_images,
     make_heads,
+    spread,
     token_batches,
     train_heads,
     whole_view,
@@ -48,7 +51,6 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # around DINOv2's 1e-3; few steps want more
 DECAYS = (1e-4, 1e-1)  # DINOv2's, and one that is felt in 2,000 steps
 BLOCKS = (1, 4)
 PIXELS = 1024  # of each image of a batch, drawn anew at every step, give the loss
-HELD_OUT = 10  # one training image of so many
 LEAST_STEPS, EPOCHS = 2_000, 16  # of linear heads: whichever is longer; small sets are at rest by then
 FULL_STEPS = 40_000  # mmsegmentation's schedule_40k, which DINOv2 uses
 BATCHES = {"linear": 16, "published": 64, "full": 16}
@@ -143,7 +145,7 @@ class Segmentation(Task):
         )
         own = {"views": self.views} if self.kind == "linear" else {}
         own |= {"crop": self.crop, "stride": self.stride, **crop_protocol()} if self.kind == "full" else {}
-        choice = f"mIoU on every {HELD_OUT}th training image"
+        choice = f"mIoU on one of every {HELD_OUT} training images"
         return {"summary": summary, **common, "heads": heads, "final_norm": True, "choice": choice, **own}
 
     def evaluate(self, encoder: Encoder, *, seed: int) -> dict[str, float]:
@@ -155,15 +157,14 @@ class Segmentation(Task):
         """
         train, test = self.data.open("train"), self.data.open("test")
         names = checked_classes(train, test)
-        if self.images is not None and self.images < len(train):
-            train = Subset(train, (np.arange(self.images) * len(train)) // self.images)
+        train = spread(train, self.images)
         run = {"linear": self._linear, "published": self._published, "full": self._full}[self.kind]
         total, details = run(encoder, train, test, len(names), seed)
         return {**scores(total, names), **details}
 
     def _linear(self, encoder: Encoder, train: Source, test: Source, classes: int, seed: int) -> _Found:
         size, features = self.data.image_size, feature_blocks(encoder.depth)
-        kept, held = held_out(len(train))
+        kept, held = hold_out_images(len(train))
         layers = sorted({i for blocks in features.values() for i in blocks})
         tokens = [encoder.tokens(train, whole_view(size, mirror=m), layers) for m in (False, True)[: self.views]]
         maps = {name: TokenMaps(tokens, blocks) for name, blocks in features.items()}
@@ -213,7 +214,7 @@ class Segmentation(Task):
     def _full(self, encoder: Encoder, train: Source, test: Source, classes: int, seed: int) -> _Found:
         vit = at_size(encoder.vit, self.crop)
         large, features = encoder.beside(vit), feature_blocks(encoder.depth)
-        kept, held = held_out(len(train))
+        kept, held = hold_out_images(len(train))
         widths = {name: len(blocks) * encoder.dim for name, blocks in features.items()}
         heads = heads_for(_head_of(classes), widths, RATES, DECAYS, seed, encoder.device)
         loss = functools.partial(loss_at_pixels, size=self.crop)
@@ -248,16 +249,6 @@ def feature_blocks(depth: int) -> dict[str, list[int]]:
     counts = sorted({min(count, depth) for count in BLOCKS})
     names = {count: "last block" if count == 1 else f"last {count} blocks" for count in counts}
     return {names[count]: list(range(depth - count, depth)) for count in counts}
-
-
-def held_out(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers that are trained on, and every tenth, at least one, that heads are compared on. Evenly spread: the
-    frames of a video and the scenes of a sorted list lie side by side.
-    """
-    if count < 2:
-        raise UserError(f"segmentation needs two training images, one of them to choose a head on; there are {count}")
-    held = np.arange(min(HELD_OUT, count) // 2, count, HELD_OUT)
-    return np.setdiff1d(np.arange(count), held), held
 
 
 def miou(total: Tensor) -> float:

@@ -312,7 +312,8 @@ def test_the_demos_plan_in_an_empty_workspace_says_what_would_run(call, tmp_path
             )
         ),
         f"teacher passes: {2 * seeds} x {length}; one student at a time would take {students} x {length}",
-        f"evaluated: 0 of {(students + 1 + seeds) * len(demo.tasks)} (classification, artifacts)",
+        f"evaluated: 0 of {(students + 1 + seeds) * len(demo.tasks)} "
+        "(classification, segmentation, depth, few_shot, artifacts)",
     ]
     assert not (tmp_path / "new").exists()
 

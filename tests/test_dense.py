@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from harness.dense import DenseHead, TokenMaps, fit_heads, make_heads, nearest, train_heads, whole_view
+from harness.dense import DenseHead, TokenMaps, fit_heads, hold_out_images, make_heads, nearest, train_heads, whole_view
+from harness.errors import UserError
 from harness.features import Encoder, Tokens
 from harness.toys import Patchwork, PixelVit
 
@@ -172,3 +173,24 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(warmup, final):
     cosine = lambda i, n: final + (1 - final) * (1 + math.cos(math.pi * i / n)) / 2  # noqa: E731
     expected = [0.5, 1.0, *(cosine(i, 18) for i in range(18))] if warmup else [cosine(i, 20) for i in range(20)]
     np.testing.assert_allclose(rates, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 10, 11, 25, 100, 3000])
+def test_a_tenth_is_held_out_one_of_each_stretch(count):
+    kept, held = hold_out_images(count)
+    assert sorted([*kept, *held]) == list(range(count)) and abs(len(held) - count / 10) < 1 <= len(held) and len(kept)
+    stretches = len(held)
+    assert [int(np.searchsorted(np.arange(1, stretches + 1) * count // stretches, h, "right")) for h in held] == list(
+        range(stretches)
+    )
+    np.testing.assert_array_equal(held, hold_out_images(count)[1])
+
+
+def test_classes_that_come_in_turn_are_all_held_out():
+    _, held = hold_out_images(1500)
+    assert len(set(held % 15)) == 15
+
+
+def test_one_image_cannot_be_divided():
+    with pytest.raises(UserError, match="two or more"):
+        hold_out_images(1)

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from harness.data import Data
-from harness.dense import TokenMaps, whole_view
+from harness.dense import TokenMaps, hold_out_images, spread, whole_view
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.registry import source_class
 from harness.sources import Sample, Source
 from harness.toys import Colours, PixelVit, Slopes
 from tasks.datasets.array import Array
-from tasks.depth import Depth, hold_out_images, spread
+from tasks.depth import Depth
 from tasks.depth_fitting import RATES, best_head, fit_linear
 from tasks.depth_truth import WITH_DEPTH, TrainingDepths, check_scale
 
@@ -108,10 +108,11 @@ def test_poisoned_test_depths_change_no_choice_and_no_training(protocol):
 
 
 def test_held_out_images_train_no_head():
-    poisoned = Changed(Slopes(20), lambda depth, i: np.full_like(depth, 4.5) if i in (9, 19) else depth)
+    held = hold_out_images(20)[1]
+    poisoned = Changed(Slopes(20), lambda depth, i: np.full_like(depth, 4.5) if i in held else depth)
     clean, wrong = (task(train=t).evaluate(encoder(), seed=0) for t in (Slopes(20), poisoned))
-    held = [k for k in clean if k.startswith("held_out_rmse/")]
-    assert len(held) == len(RATES) * 2 and all(clean[k] != wrong[k] for k in held)
+    judged = [k for k in clean if k.startswith("held_out_rmse/")]
+    assert len(judged) == len(RATES) * 2 and all(clean[k] != wrong[k] for k in judged)
     # Of one rate and one feature set there is nothing to choose, so the same head must come out.
     truth, maps = depths_and_maps()
     kept, _ = hold_out_images(12)
@@ -149,12 +150,6 @@ def test_the_seed_decides_and_the_global_stream_does_not():
     one = task().evaluate(encoder(), seed=0)
     torch.manual_seed(2)
     assert one == task().evaluate(encoder(), seed=0) != task().evaluate(encoder(), seed=1)
-
-
-@pytest.mark.parametrize(("count", "held"), [(2, [1]), (9, [8]), (10, [9]), (25, [9, 19])])
-def test_a_tenth_is_held_out_and_always_one(count, held):
-    kept, out = hold_out_images(count)
-    assert out.tolist() == held and sorted([*kept, *out]) == list(range(count))
 
 
 def test_fewer_images_are_one_of_each_stretch():
@@ -261,10 +256,10 @@ def test_splits_without_a_known_depth_are_told():
         task(train=nothing).evaluate(encoder(), seed=0)
     with pytest.raises(UserError, match="not one depth of the test split counts: none of its 6 images"):
         task(test=nothing).evaluate(encoder(), seed=0)
-    held = Changed(Slopes(12), lambda depth, i: depth * 0 if i == 9 else depth)
+    held = Changed(Slopes(12), lambda depth, i: depth * 0 if i in hold_out_images(12)[1] else depth)
     with pytest.raises(UserError, match="no held-out training image has a depth that counts"):
         task(train=held).evaluate(encoder(), seed=0)
-    with pytest.raises(UserError, match="has 1 image"):
+    with pytest.raises(UserError, match="the split has 1; give two"):
         task(train=Slopes(1)).evaluate(encoder(), seed=0)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/dense_probes.py [--quick] [--threads N] [--device cuda]
 
-ViT-T/16 at 224 px with random weights: the grids of the segmentation task (12 heads, 150 classes) and of the depth task
+ViT-T/16 at 224 px with random weights: the grids of the segmentation task (16 heads, 150 classes) and of the depth task
 (6 heads, 256 bins) under their `linear` protocols. A step of heads and a forward pass of the backbone take turns, and
 what is printed are their medians, scaled to 100 epochs: a step's cost does not depend on the epoch. Disk: bytes of the
 tokens that are kept an image. Ratio: the heads of the dearer task / one pass of the backbone.

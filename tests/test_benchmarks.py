@@ -72,6 +72,20 @@ def test_probes_end_with_their_ratio(start, monkeypatch):
     assert LAST_LINE.fullmatch(start(program)[-1])
 
 
+def test_dense_probes_end_with_their_ratio_and_say_what_each_task_takes(start, monkeypatch):
+    program, probes = importlib.import_module("dense_probes"), importlib.import_module("probes")
+    for module in (program, probes):
+        monkeypatch.setattr(module, "SIZE", 32)
+    monkeypatch.setattr(program, "CLASSES", 5)
+    lines = start(program)
+    assert LAST_LINE.fullmatch(lines[-1])
+    took = {
+        line.split(":")[0]: float(re.search(r"take (\d+\.\d+) passes", line)[1]) for line in lines if "passes" in line
+    }
+    ratio = float(lines[-1].split()[1])
+    assert set(took) == {"segmentation", "depth"} and max(took.values()) == pytest.approx(ratio, abs=0.06)
+
+
 @pytest.mark.parametrize("name", ["overhead", "shared_teacher"])
 def test_programs_on_training_end_with_their_ratio(name, start, shrunk):
     assert LAST_LINE.fullmatch(start(shrunk(name))[-1])

@@ -27,16 +27,18 @@ def chart(board: Leaderboard, path: Path, metric: str | None = None) -> Path:
     column = section.columns[j]
     factor = 100.0 if column.unit == "fraction" else 1.0
     cells = [(row, cells[j]) for row, cells in zip(section.rows, section.cells, strict=True) if cells[j] is not None]
-    bars = sorted((c.mean, c.spread, r.label) for r, c in cells if c and r.kind == "student")
+    bars = [(c.mean, c.spread, r.label) for r, c in cells if c and r.kind == "student"]
+    bars.sort(key=lambda bar: (bar[0], bar[2]))
     if column.direction == "down":
         bars.reverse()
     if not bars:
         raise UserError(f"no student has a number for {column.title} {column.metric}")
     figure, axes = pyplot.subplots(figsize=(7.5, 1.2 + 0.34 * len(bars)), layout="constrained")
     means = [mean * factor for mean, _, _ in bars]
-    spreads = [(spread or 0.0) * factor for _, spread, _ in bars]
+    # One seed has no spread: no error bar, rather than one of width 0.
+    spreads = [float("nan") if spread is None else spread * factor for _, spread, _ in bars]
     axes.barh([label for *_, label in bars], means, xerr=spreads, color="#3d6fa5", ecolor="#222222", capsize=3)
-    widest = 1.15 * max(mean + spread for mean, spread in zip(means, spreads, strict=True))
+    widest = 1.15 * max(mean + (spread or 0.0) * factor for mean, (_, spread, _) in zip(means, bars, strict=True))
     for row, cell in cells:
         if cell and row.kind != "student":
             style, value = "--" if row.kind == "teacher" else ":", cell.mean * factor

@@ -63,6 +63,22 @@ def test_another_metric_may_be_drawn(tmp_path, monkeypatch):
     assert svg.index(">fitnet<") < svg.index(">singer<")  # the best on top, whichever way that is
 
 
+def test_one_seed_has_no_error_bar_and_ties_are_no_mistake(tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)  # looked at before it is thrown away
+    records = [record("fitnet", s, 0.2 + s / 100) for s in (0, 1)] + [record("once", 0, 0.205)]
+    chart(rows_and_columns(records), tmp_path / "chart.svg")
+    (axes,) = figures[0].axes
+    (bars,) = (container for container in axes.containers if getattr(container, "errorbar", None) is not None)
+    errors = [segment[:, 0] for segment in bars.errorbar.lines[2][0].get_segments() if segment.ndim == 2]
+    monkeypatch.undo()
+    pyplot.close("all")
+    drawn_widths = [abs(x[1] - x[0]) for x in errors if len(x) == 2 and x[0] == x[0]]
+    assert len(drawn_widths) == 1 and drawn_widths[0] > 1
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="no metric 'topp1'; did you mean 'top1'"):
         chart(board(), tmp_path / "x.png", "topp1")

@@ -28,7 +28,7 @@ from machine import describe
 from probes import Noise, backbone_s, synchronise
 
 from harness.api import frozen
-from harness.dense import TokenMaps, whole_view
+from harness.dense import TokenMaps, fit_heads, token_batches, whole_view
 from harness.features import Encoder
 from harness.models import as_vit
 from tasks import depth, depth_fitting, segmentation
@@ -45,11 +45,11 @@ def segmentation_s(maps: dict[str, TokenMaps], steps: int, device: str) -> float
         segmentation._head_of(CLASSES), maps, segmentation.RATES, segmentation.DECAYS, 0, device
     )
     draws = segmentation.PixelDraws(masks, segmentation.PIXELS, 0)
-    loss = segmentation.functools.partial(segmentation.loss_at_pixels, size=SIZE)
     index = np.arange(len(masks))
 
     def run() -> None:
-        segmentation.train_heads(heads, maps, draws, loss, index=index, steps=steps, batch=BATCH, seed=0, device=device)
+        stream = token_batches(heads, maps, draws, index=index, steps=steps, batch=BATCH, seed=0, device=device)
+        fit_heads(heads, segmentation.batches_at_pixels(stream, SIZE), segmentation.loss_of_pixels, steps=steps)
 
     return timed(run, device)
 

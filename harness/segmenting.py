@@ -6,7 +6,7 @@ its float32 counts would round from 16.8 million pixels on. Everything is a pure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -119,19 +119,35 @@ class PixelDraws:
         return torch.from_numpy(np.stack([place, labels], axis=-1))
 
 
-def loss_at_pixels(logits: Tensor, truth: Tensor, size: int) -> Tensor:
-    """Mean cross-entropy of bilinear logits at drawn pixels: what the mean over all pixels of the [size, size] label
-    map is an expectation of, for a fraction of the cost.
+def at_pixels(maps: Tensor, place: Tensor, size: int) -> Tensor:
+    """Maps [B, F, rows, columns] read bilinearly at pixels [B, K] of the [size, size] square: [B, F, 1, K].
 
-    Args:
-        logits: [B, C, rows, columns]. truth: [B, K, 2] of `PixelDraws`.
+    A linear head and bilinear interpolation commute, so features are read at the pixels first, once for all heads, and
+    heads run on these alone.
     """
-    rows, columns = truth[..., 0] // size, truth[..., 0] % size  # [B, K]
-    place = torch.stack([columns, rows], dim=-1).to(logits.dtype)  # grid_sample: x, then y, in -1 .. 1
-    grid = (2 * place + 1) / size - 1
+    rows, columns = place // size, place % size  # [B, K]
+    at = torch.stack([columns, rows], dim=-1).to(maps.dtype)  # grid_sample: x, then y, in -1 .. 1
+    grid = (2 * at + 1) / size - 1
     # At the border as F.interpolate has it, which repeats the outermost value.
-    at = F.grid_sample(logits, grid[:, None], padding_mode="border", align_corners=False)[:, :, 0]  # [B, C, K]
-    return _mean_loss(at, truth[..., 1])
+    return F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)
+
+
+def batches_at_pixels(
+    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]], size: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Batches of maps with the truth of `PixelDraws` -> the same at the drawn pixels: features [B, F, 1, K] and labels
+    [B, 1, K].
+    """
+    for maps, truth in batches:
+        places, labels = truth[..., 0], truth[..., 1]
+        yield {name: at_pixels(part, places, size) for name, part in maps.items()}, labels[:, None]
+
+
+def loss_of_pixels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, C, 1, K] with labels [B, 1, K]. Over pixels that are drawn at random, the whole
+    map's loss in expectation.
+    """
+    return _mean_loss(logits, labels)
 
 
 def loss_everywhere(logits: Tensor, truth: Tensor) -> Tensor:

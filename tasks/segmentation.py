@@ -25,7 +25,6 @@ from harness.dense import (
     make_heads,
     spread,
     token_batches,
-    train_heads,
     whole_view,
 )
 from harness.errors import UserError, unknown
@@ -35,10 +34,11 @@ from harness.seeds import derive
 from harness.segmenting import (
     PixelDraws,
     areas,
+    batches_at_pixels,
     checked_classes,
     linear_head,
-    loss_at_pixels,
     loss_everywhere,
+    loss_of_pixels,
     predicted,
     read_masks,
     read_sample,
@@ -50,7 +50,7 @@ from harness.toys import Patchwork, PixelVit
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # around DINOv2's 1e-3; few steps want more
 DECAYS = (1e-4, 1e-1)  # DINOv2's, and one that is felt in 2,000 steps
 BLOCKS = (1, 4)
-PIXELS = 1024  # of each image of a batch, drawn anew at every step, give the loss
+PIXELS = 64  # of each image of a batch, drawn anew at every step: 1,024 in a batch of 16
 LEAST_STEPS, EPOCHS = 2_000, 16  # of linear heads: whichever is longer; small sets are at rest by then
 FULL_STEPS = 40_000  # mmsegmentation's schedule_40k, which DINOv2 uses
 BATCHES = {"linear": 16, "published": 64, "full": 16}
@@ -67,7 +67,8 @@ class Segmentation(Task):
     `protocol="linear"`: images squashed to `data.image_size`, patches after the final norm, kept as float16. Heads of
     BN + 1x1 convolution on {last block, last four blocks} x 4 rates x 2 decays (AdamW), trained at once on nine tenths
     of the training images; the best mIoU on the other tenth, at the squashed size, is measured on test once. The loss
-    is the mean over pixels drawn at random, bilinear logits being read there: the whole map's loss in expectation.
+    is the mean over 64 pixels of each image, drawn anew at every step, at which features are read bilinearly: the whole
+    map's loss in expectation, since a linear head and interpolation commute.
 
     `protocol="published"`, what the SiNGER authors run: patches before the final norm, one 1x1 convolution, SGD
     without momentum, lr .5 at batch 64, decay 1e-6, cosine to 1e-8, 200 epochs, all pixels of the squashed map.
@@ -171,12 +172,12 @@ class Segmentation(Task):
         masks = read_masks(train, size)
         heads = make_heads(_head_of(classes), maps, RATES, DECAYS, seed, encoder.device)
         index = np.concatenate([kept + view * len(train) for view in range(self.views)])
-        loss = functools.partial(loss_at_pixels, size=size)
         draws = PixelDraws(masks, PIXELS, seed)
         steps = self.steps or max(LEAST_STEPS, EPOCHS * math.ceil(len(index) / self.batch))
-        train_heads(
-            heads, maps, draws, loss, index=index, steps=steps, batch=self.batch, seed=seed, device=encoder.device
+        stream = token_batches(
+            heads, maps, draws, index=index, steps=steps, batch=self.batch, seed=seed, device=encoder.device
         )
+        fit_heads(heads, batches_at_pixels(stream, size), loss_of_pixels, steps=steps)
         best, details = choose(heads, squashed_mious(heads, maps, masks, held, classes, encoder.device))
         # The test split is looked at from here on, when everything has been chosen.
         return self._measured(encoder, test, best.module, features[best.features], classes, norm=True), details
@@ -217,9 +218,8 @@ class Segmentation(Task):
         kept, held = hold_out_images(len(train))
         widths = {name: len(blocks) * encoder.dim for name, blocks in features.items()}
         heads = heads_for(_head_of(classes), widths, RATES, DECAYS, seed, encoder.device)
-        loss = functools.partial(loss_at_pixels, size=self.crop)
-        steps = self.steps or 0
-        fit_heads(heads, self._crops(large, vit, train, kept, seed, encoder.num_workers), loss, steps=steps)
+        stream = self._crops(large, vit, train, kept, seed, encoder.num_workers)
+        fit_heads(heads, batches_at_pixels(stream, self.crop), loss_of_pixels, steps=self.steps or 0)
         judged = windowed_areas(large, features, [h for h in heads if not h.failed], Subset(train, held), self.stride)
         best, details = choose(heads, {name: miou(total) for name, total in judged.items()})
         return windowed_areas(large, features, [best], test, self.stride)[best.name], details

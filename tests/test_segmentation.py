@@ -21,10 +21,12 @@ from harness.models import TimmVit, as_vit, at_size, build_model
 from harness.segmenting import (
     PixelDraws,
     areas,
+    at_pixels,
+    batches_at_pixels,
     checked_classes,
     linear_head,
-    loss_at_pixels,
     loss_everywhere,
+    loss_of_pixels,
     predicted,
     read_masks,
     read_sample,
@@ -187,13 +189,26 @@ def test_the_loss_at_all_pixels_is_the_whole_maps_loss():
     labels = torch.randint(0, 3, (2, 14, 14), generator=rng)
     labels[0, :5] = 255
     place = torch.arange(14 * 14).expand(2, -1)
-    at_pixels = loss_at_pixels(logits, torch.stack([place, labels.flatten(1)], dim=-1), 14)
+    drawn = torch.stack([place, labels.flatten(1)], dim=-1)
+    ((maps, truth),) = batches_at_pixels([({"a": logits}, drawn)], 14)
+    at_drawn = loss_of_pixels(maps["a"], truth)
     everywhere = loss_everywhere(logits, labels)
     direct = F.cross_entropy(F.interpolate(logits, size=(14, 14), mode="bilinear"), labels, ignore_index=255)
-    torch.testing.assert_close(at_pixels, direct)
+    torch.testing.assert_close(at_drawn, direct)
     torch.testing.assert_close(everywhere, direct)
-    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (at_pixels, direct)]
+    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (at_drawn, direct)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_linear_head_at_pixels_is_the_heads_own_map_read_there():
+    torch.manual_seed(0)
+    maps, place = torch.randn(2, 5, 4, 4), torch.randint(0, 14 * 14, (2, 30))
+    head = segmentation._head_of(3)(5).eval()
+    torch.testing.assert_close(head(at_pixels(maps, place, 14)), at_pixels(head(maps), place, 14))
+    whole = F.interpolate(maps, size=(14, 14), mode="bilinear").flatten(2)
+    torch.testing.assert_close(
+        at_pixels(maps, place, 14)[:, :, 0], whole.gather(2, place[:, None].expand(-1, 5, -1)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_batch_of_ignored_pixels_gives_no_loss_and_no_gradient():

@@ -64,3 +64,19 @@ def data_identity(known: Catalogue, data: DataSpec) -> dict[str, Any]:
     given, defaults = (known.resolve("source", data.source, options) for options in (data.options, {}))
     plain = {**data.identity(), "options": {k: v for k, v in given.items() if v != defaults[k]}}
     return plain if entry.source_hash is None else {**plain, "code": entry.source_hash}
+
+
+@functools.cache
+def protocol_code() -> str:
+    """Hash of the code that a protocol may come from, this project's tasks and harness, file by file.
+
+    Protocols are noted in a workspace so that a plan need not build tasks. What is noted is asked anew after a change
+    of this code; records are known by the protocol itself, so nothing is measured again unless that has changed.
+    """
+    digest = hashlib.sha256()
+    here = Path(__file__).resolve().parents[1]
+    for folder in ("harness", "tasks"):
+        for path in sorted((here / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name}".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

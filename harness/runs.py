@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from harness.config import Experiment, MethodSpec, ModelSpec, TaskSpec, TeacherSpec
 from harness.errors import UserError
-from harness.identity import data_identity, model_identity, teacher_identity
+from harness.identity import data_identity, model_identity, protocol_code, teacher_identity
 from harness.records import RunInfo, has_record
 from harness.seeds import content_hash
 from harness.specs import REPAIRS
@@ -261,6 +261,7 @@ def task_runs(experiment: Experiment) -> list[TaskRun]:
             {
                 "task": spec.task,
                 "source": entry.source_hash,
+                "code": protocol_code(),
                 "options": known.resolve("task", spec.task, spec.options),
                 "data": {k: v for k, v in data_identity(known, data).items() if k != "augment"},
             }

@@ -304,3 +304,26 @@ def test_a_task_that_cannot_be_measured_costs_no_training(tmp_path):
     assert len(error.value.mistakes) == 3 and "steps of the classification task is 0" in said
     assert "task 'elsewhere': " in said and "ways of the few_shot task is 1" in said
     assert not list((tmp_path / "workspace").glob("students/*"))
+
+
+def test_a_protocol_that_the_code_has_changed_is_measured_anew_and_no_other(tmp_path, monkeypatch):
+    from tasks.classification import Classification
+
+    experiment = tiny(tmp_path, methods=["none"], tasks=[{"task": "classification", "options": {"steps": 5}}])
+    place = tmp_path / "workspace"
+    run(experiment, place)
+    before = {p.name: p.stat().st_mtime_ns for p in (place / "records").glob("*.json")}
+    assert before and not pending(experiment, Workspace(place))
+
+    monkeypatch.setattr("harness.runs.protocol_code", lambda: "code that gives the same protocol")
+    run(experiment, place)
+    assert {p.name: p.stat().st_mtime_ns for p in (place / "records").glob("*.json")} == before
+
+    protocol = Classification.protocol
+    monkeypatch.setattr(Classification, "protocol", lambda self: {**protocol(self), "version": 99})
+    monkeypatch.setattr("harness.runs.protocol_code", lambda: "code that gives another")
+    assert pending(experiment, Workspace(place))
+    run(experiment, place)
+    records, _ = read_records(place / "records")
+    assert sorted(r.protocol["version"] for r in records) == [1, 99]
+    assert not pending(experiment, Workspace(place))

@@ -132,7 +132,10 @@ def catalogue(plugins: Sequence[str | Path] = (), strict: bool = True) -> Catalo
     entries = list(_installed())
     read = {entry.path for entry in entries}
     for plugin in plugins:
-        path = Path(plugin).resolve()
+        try:
+            path = Path(plugin).resolve()
+        except (ValueError, OSError) as error:  # a zero byte, a loop of links
+            raise UserError(f"plugin {str(plugin)!r} cannot be the name of a file: {error}") from error
         if path not in read:
             entries += _of_plugin(path, str(plugin))
             read.add(path)

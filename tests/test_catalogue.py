@@ -323,3 +323,8 @@ def test_plain_types_are_understood(annotation):
     assert fault_of(annotation) is None
     with pytest.raises(ValueError, match="finite plain value"):
         checked("x", annotation, object())
+
+
+def test_a_plugin_that_no_file_can_be_called_is_a_users_error():
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        catalogue(["no\x00file.py"])

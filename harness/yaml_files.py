@@ -44,6 +44,8 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         UserError: a file that is missing, cannot be read, is not valid YAML (or would run code), holds a key
             twice, or is not a mapping. ConfigError: a base that is no name, or that leads back to itself.
     """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} cannot be the name of a file: it holds a zero byte")
     chain = (*above, path)
     if path.resolve() in [p.resolve() for p in above]:
         raise ConfigError([f"base: {' -> '.join(str(p) for p in chain)} leads back to itself"], str(above[0]))

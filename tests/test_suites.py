@@ -285,3 +285,9 @@ def test_the_identity_of_listed_images_moves_with_their_files_and_not_with_their
     with open(tmp_path / "b" / other.sample_name(0), "ab") as file:
         file.write(b"more")
     assert one.identity() != other.identity()
+
+
+@pytest.mark.parametrize("name", ["\x00.yaml", "folder/\x00", "nowhere.yaml", "..", ""])
+def test_what_no_suite_can_be_called_is_a_users_error(name):
+    with pytest.raises(UserError):
+        read_suite(name)

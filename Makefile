@@ -12,7 +12,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "python3 >= 3.10 is needed, this is %d.%d" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -36,6 +36,7 @@ real: install
 # The exact versions of requirements.lock, resolved anew for every supported Python; no hosts in it.
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url \
+		--override overrides.txt \
 		--no-annotate --custom-compile-command "make lock" -o requirements.lock pyproject.toml
 
 clean:

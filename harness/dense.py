@@ -149,30 +149,6 @@ def heads_for(
     return heads
 
 
-def train_heads(
-    heads: Sequence[DenseHead],
-    features: Mapping[str, TokenMaps],
-    targets: Callable[[np.ndarray], Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    index: np.ndarray,
-    steps: int,
-    batch: int,
-    seed: int,
-    warmup_share: float = 0.1,
-    device: str = "cpu",
-) -> None:
-    """Train all heads at once on kept tokens, in place: the same batches for all, read once; see `fit_heads`.
-
-    Args:
-        targets: numbers [B] -> what `loss` compares a head's output on them with, on the CPU.
-        loss: (output, targets) -> scalar, of one head.
-        index: the numbers that are trained on.
-    """
-    stream = token_batches(heads, features, targets, index=index, steps=steps, batch=batch, seed=seed, device=device)
-    fit_heads(heads, stream, loss, steps=steps, warmup_share=warmup_share)
-
-
 def token_batches(
     heads: Sequence[DenseHead],
     features: Mapping[str, TokenMaps],

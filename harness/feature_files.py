@@ -258,7 +258,8 @@ def make_room(folder: Path, specs: Sequence[Spec], keep: Sequence[Path], budget:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             found = path.stat()
             sizes[path], ages[path] = found.st_size, found.st_mtime
-    pinned = sum(size for path, size in sizes.items() if path in set(keep))
+    kept = set(keep)
+    pinned = sum(size for path, size in sizes.items() if path in kept)
     if needed + pinned > budget:
         raise UserError(
             f"the features of one pass take {(needed + pinned) / 1e9:.2f} GB, and runtime.cache_gb (--cache-gb) allows "
@@ -268,7 +269,7 @@ def make_room(folder: Path, specs: Sequence[Spec], keep: Sequence[Path], budget:
     for path in sorted(sizes, key=lambda p: ages[p]):
         if total + needed <= budget:
             return
-        if path in set(keep) or path.suffix == ".part":  # a part is somebody's who is at work
+        if path in kept or path.name.startswith("."):  # parts and their progress are somebody's who is at work
             continue
         path.unlink(missing_ok=True)
         total -= sizes[path]

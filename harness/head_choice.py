@@ -126,14 +126,18 @@ def checked_labels(train: Source, test: Source) -> tuple[np.ndarray, np.ndarray]
             f"{len(test.classes)} {_few(test.classes)}; only in train: {_few(only_train)}, only in test: "
             f"{_few(only_test)}. Give splits with one list of classes, in one order"
         )
-    found = train.labels(), test.labels()
-    for split, source, labels in zip(("train", "test"), (train, test), found, strict=True):
-        if not len(labels):
-            raise UserError(f"the {split} split of the data is empty")
-        if labels.min() < 0:
-            sample = source.sample_name(int(labels.argmin()))
-            raise UserError(f"a linear head needs a label for every image; {sample!r} of the {split} split has none")
-    return found
+    return labels_of(train, "train"), labels_of(test, "test")
+
+
+def labels_of(source: Source, split: str) -> np.ndarray:
+    """The labels of a split, [n] int64. Raises UserError for an empty split and for an image without a label."""
+    labels = source.labels()
+    if not len(labels):
+        raise UserError(f"the {split} split of the data is empty")
+    if labels.min() < 0:
+        sample = source.sample_name(int(labels.argmin()))
+        raise UserError(f"a linear head needs a label for every image; {sample!r} of the {split} split has none")
+    return labels
 
 
 def _few(names: Sequence[str]) -> str:

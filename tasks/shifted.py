@@ -23,6 +23,7 @@ from harness.head_choice import (
     choose_head,
     feature_sets,
     grid_protocol,
+    labels_of,
     wanted_layers,
 )
 from harness.probes import classification_scores, predict, stratified_hold_out
@@ -112,13 +113,12 @@ class Shifted(Task):
         if self.images is not None:
             train = balanced_subset(train, self.images)
         numbers = class_map(train.classes, test.classes, self.test_classes)  # [test classes]
-        for split, source in (("train", train), ("test", test)):
-            _all_labelled(source, split)
-        found = self._head(encoder, train, seed)
+        labels, test_labels = labels_of(train, "train"), labels_of(test, "test")
+        found = self._head(encoder, train, labels, seed)
         # Test labels are looked at from here on, when everything has been chosen.
         pooled = encoder.pooled(test, self.data.view(), wanted_layers(encoder.depth))
         logits = predict(found.head, feature_sets(pooled)[found.features], encoder.device)[:, 0]  # [n, C]
-        truth = torch.from_numpy(numbers[test.labels()])  # [n]
+        truth = torch.from_numpy(numbers[test_labels])  # [n]
         scores = classification_scores(logits, truth)
         return {
             "top1": scores["top1"],
@@ -128,13 +128,12 @@ class Shifted(Task):
             **found.details,
         }
 
-    def _head(self, encoder: Encoder, train: Source, seed: int) -> ChosenHead:
+    def _head(self, encoder: Encoder, train: Source, labels: np.ndarray, seed: int) -> ChosenHead:
         """The best of the grid on the held-out tenth of train; the same one again for the same encoder and data."""
         view = self.data.view()
         key = json.dumps([train.identity(), str(view), self._training(), seed])
         heads = _HEADS.setdefault(encoder, {})
         if key not in heads:
-            labels = train.labels()
             kept, held_out = stratified_hold_out(labels, HELD_OUT, seed)
             heads[key] = choose_head(
                 feature_sets(encoder.pooled(train, view, wanted_layers(encoder.depth))),
@@ -160,12 +159,3 @@ def top1_among(logits: Tensor, labels: Tensor, classes: Tensor) -> float:
     """Top-1 of logits [n, C] where only `classes` [c] can be predicted; labels [n] are among them."""
     predicted = classes[logits[:, classes].argmax(dim=1)]  # [n]
     return (predicted == labels).double().mean().item()
-
-
-def _all_labelled(source: Source, split: str) -> None:
-    labels: np.ndarray = source.labels()
-    if not len(labels):
-        raise UserError(f"the {split} split of the data is empty")
-    if labels.min() < 0:
-        sample = source.sample_name(int(labels.argmin()))
-        raise UserError(f"a linear head needs a label for every image; {sample!r} of the {split} split has none")

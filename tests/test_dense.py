@@ -13,12 +13,26 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from harness.dense import DenseHead, TokenMaps, fit_heads, hold_out_images, make_heads, nearest, train_heads, whole_view
+from harness.dense import (
+    DenseHead,
+    TokenMaps,
+    fit_heads,
+    hold_out_images,
+    make_heads,
+    nearest,
+    token_batches,
+    whole_view,
+)
 from harness.errors import UserError
 from harness.features import Encoder, Tokens
 from harness.toys import Patchwork, PixelVit
 
 sides = st.integers(1, 9)
+
+
+def train_heads(heads, features, targets, loss, *, steps, **options) -> None:
+    """All heads on kept tokens, as the dense tasks train them."""
+    fit_heads(heads, token_batches(heads, features, targets, steps=steps, **options), loss, steps=steps)
 
 
 @settings(max_examples=60, deadline=None)

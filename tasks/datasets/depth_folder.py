@@ -16,9 +16,8 @@ from timm.data.readers.img_extensions import get_img_extensions
 
 from harness.errors import UserError
 from harness.sources import Sample, Source
-from tasks.datasets.images import decode, located
+from tasks.datasets.images import SIZED_UP_TO, decode, located
 
-SIZED_UP_TO = 200_000  # files; beyond it, asking for every size would take minutes on a network disk
 KNOWN_SCALES = "0.001 for millimetres (NYU), 0.00390625 for KITTI (1/256)"
 LAYOUT = "Folders must be root/images/split/NAME.jpg and root/annotations/split/NAME.png, or say which they are."
 

@@ -11,9 +11,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from harness.errors import UserError
 from harness.sources import Sample, Source
-from tasks.datasets.images import Listing, decode, located, no_images
-
-SIZED_UP_TO = 200_000  # files; beyond it, asking for every size would take minutes on a network disk
+from tasks.datasets.images import SIZED_UP_TO, Listing, decode, located, no_images
 
 
 class Folder(Source):

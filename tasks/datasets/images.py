@@ -17,6 +17,8 @@ from timm.utils.misc import natural_key
 
 from harness.errors import UserError
 
+SIZED_UP_TO = 200_000  # files; beyond it, asking for every size would take minutes on a network disk
+
 
 def decode(stream: BinaryIO) -> Image.Image:
     """The whole image in a stream, as RGB. Raises OSError or ValueError where it is broken or cut off."""

@@ -11,9 +11,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.sources import Sample
-from tasks.datasets.images import decode
-
-SIZED_UP_TO = 200_000  # files; beyond it, asking for every size would take minutes on a network disk
+from tasks.datasets.images import SIZED_UP_TO, decode
 
 
 @dataclasses.dataclass(frozen=True)

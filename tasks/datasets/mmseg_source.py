@@ -14,10 +14,9 @@ from PIL import Image, ImageOps
 from harness.errors import UserError, unknown
 from harness.mmseg_guard import mmseg
 from harness.sources import Sample, Source
-from tasks.datasets.images import decode, located
+from tasks.datasets.images import SIZED_UP_TO, decode, located
 
 IGNORED = 255  # mmsegmentation's own; no class has this number
-SIZED_UP_TO = 200_000  # samples; beyond it, asking for every size would take minutes on a network disk
 
 
 class _Layout(NamedTuple):
@@ -200,8 +199,8 @@ def _check_pairs(source: Mmseg, image_suffix: str, label_suffix: str, listed: bo
     if len(set(images)) < len(images):
         twice = next(name for i, name in enumerate(images) if name in images[:i])
         raise UserError(f"image {twice!r} of {source.image_folder} is listed twice; remove one of the two lines")
-    for what, folder, names in (("image", source.image_folder, images), ("label map", source.label_folder, None)):
-        names = [label for _, label in source.pairs] if names is None else names
+    labels = [label for _, label in source.pairs]
+    for what, folder, names in (("image", source.image_folder, images), ("label map", source.label_folder, labels)):
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(
@@ -211,8 +210,7 @@ def _check_pairs(source: Mmseg, image_suffix: str, label_suffix: str, listed: bo
         there = (
             Path(at, n) for at, _, files in os.walk(source.label_folder) for n in files if n.endswith(label_suffix)
         )
-        known = {label for _, label in source.pairs}
-        strays = sorted(set(os.path.relpath(path, source.label_folder) for path in there) - known)
+        strays = sorted({os.path.relpath(path, source.label_folder) for path in there} - set(labels))
         if strays:
             raise UserError(
                 f"{len(strays)} label maps in {source.label_folder} have no image ending in {image_suffix!r}, the "

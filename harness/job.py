@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,15 @@ class Job:
         self.stop = Stop()
         self._said: set[str] = set()
 
-    def run(self) -> Outcome:
-        """Train and evaluate whatever is pending. Raises Interrupted when a signal asked to stop."""
-        runs = student_runs(self.experiment)
-        encoders = bound_runs(self.experiment) + runs
+    def run(self, train: Collection[str] | None = None, evaluate: Collection[str] | None = None) -> Outcome:
+        """Train and evaluate whatever is pending. Raises Interrupted when a signal asked to stop.
+
+        Args:
+            train, evaluate: ids of the runs that this call may train and evaluate; None: all of the experiment.
+        """
+        runs = [run for run in student_runs(self.experiment) if train is None or run.id in train]
+        everyone = bound_runs(self.experiment) + student_runs(self.experiment)
+        encoders = [run for run in everyone if evaluate is None or run.id in evaluate]
         with self.stop:
             self.builder.same_as_before(self.builder.data, "train")
             if groups(runs, self.workspace, self.experiment.runtime.max_group):

@@ -74,6 +74,7 @@ class Workspace:
     records/              <run id>.<task id>.json
     groups/<group id>/    group.json, checkpoint.pt of trainings under way
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
+    jobs/                 what was submitted: `harness.dispatch.ledger`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """
 
@@ -82,7 +83,7 @@ class Workspace:
         self.students, self.records, self.groups = self.root / "students", self.root / "records", self.root / "groups"
         self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
         self.protocols, self.data = self.root / "protocols", self.root / "data"
-        self.teachers = self.root / "teachers"
+        self.teachers, self.jobs = self.root / "teachers", self.root / "jobs"
 
     def student(self, run_id: str) -> Path:
         return self.students / run_id

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.code_state import code_state
 from harness.config import Experiment
 from harness.errors import UserError
 
@@ -42,19 +41,5 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "device_name": name,
         "threads": torch.get_num_threads(),
-        **_code_state(),
+        **code_state(),
     }
-
-
-def _code_state() -> dict[str, Any]:
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return {"commit": commit, "modified": None if commit is None else bool(git("status", "--porcelain", "-uno"))}

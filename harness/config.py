@@ -26,6 +26,7 @@ from harness.specs import (
     ModelSpec,
     Runtime,
     Strict,
+    Submission,
     TaskItem,
     TaskSpec,
     TeacherSpec,
@@ -55,6 +56,7 @@ class Experiment(Strict):
     )
     bounds: bool = True  # rows for the teacher itself and for the untrained student
     runtime: Runtime = Runtime()
+    submit: Submission = Submission()  # what jobs ask for, where it is submitted
     plugins: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
 
     def known(self) -> Catalogue:
@@ -71,12 +73,18 @@ def _changed(teacher: TeacherSpec, method: MethodSpec, known: Catalogue) -> Teac
     return TeacherSpec.model_validate(merge(teacher.model_dump(), changes)) if changes else teacher
 
 
-def load(path: str | Path, settings: Sequence[str] = (), plugins: Sequence[str] = ()) -> Experiment:
+def load(
+    path: str | Path,
+    settings: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    submit: Mapping[str, Any] | None = None,
+) -> Experiment:
     """Read a configuration file.
 
     Args:
         settings: "a.b=c" each; the value is read as YAML; a list's items by number (methods.0.label=x).
         plugins: files with methods or tasks, beside those that the file names.
+        submit: changes to its section `submit`.
 
     Raises:
         UserError: a file that cannot be read. ConfigError: every mistake that was found.
@@ -93,6 +101,9 @@ def load(path: str | Path, settings: Sequence[str] = (), plugins: Sequence[str] 
     named = raw.get("plugins") or []
     if plugins and isinstance(named, list):  # anything else is refused below
         raw["plugins"] = [*named, *plugins]
+    asked = raw.get("submit") or {}
+    if submit and isinstance(asked, dict):
+        raw["submit"] = merge(asked, submit)
     return parse(raw, str(path))
 
 

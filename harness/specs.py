@@ -309,6 +309,52 @@ class Runtime(Strict):
     cache_gb: Positive | None = None  # of features on disk: what was used longest ago goes first; None: no limit
 
 
+def _is_one_word(value: str) -> str:
+    if not value or re.search(r"\s", value):
+        raise ValueError(f"must be one word, not {value!r}")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_is_one_word)]
+
+
+class Submission(Strict):
+    """What a submitted job asks for: `singer-bench submit`. None of it is part of an identity.
+
+    None: told by the cluster or machine where that is possible, or else left to it. Slurm alone knows partition,
+    account, qos, constraint and max_jobs; gpu_memory_gb is for this machine's own queue.
+    """
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None  # of nodes' features
+    nodes: Count = 1
+    gpus: Annotated[int, Field(ge=0)] | None = None  # a node; None: one where there are any and the device may be one
+    ranks: Count | None = None  # processes a node; None: one a GPU, or one
+    cpus: Count | None = None  # a process; None: one, and one for each data worker
+    memory_gb: Positive | None = None  # a node
+    gpu_memory_gb: Positive | None = None  # of one GPU, instead of whole ones: jobs share it
+    minutes: Count | None = None  # of one start, not of the work; None: four hours, or less where no more is given
+    setup: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()  # lines of shell before Python starts
+    max_jobs: Count | None = None  # trainings at once, and evaluations at once
+    requeues: Annotated[int, Field(ge=0)] = 20  # how often one job is started again
+    signal_seconds: Count = 120  # that a job has for saving, before its minutes are over
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Submission:
+        mistakes = []
+        if self.gpu_memory_gb is not None and self.gpus:
+            mistakes.append("gpus and gpu_memory_gb exclude each other: whole GPUs, or a part of one")
+        if self.gpus and self.ranks is not None and self.ranks != self.gpus:
+            mistakes.append(f"ranks is {self.ranks} with {self.gpus} GPUs a node; leave it out: one process a GPU")
+        if self.minutes is not None and self.signal_seconds >= 60 * self.minutes:
+            mistakes.append(f"signal_seconds is {self.signal_seconds}, which is no less than {self.minutes} min")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+
 def _named(key: str):
     return BeforeValidator(lambda v: {key: v} if isinstance(v, str) else v)
 

@@ -20,6 +20,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._seen: set[int] = set()
         self.saving = False  # whether the code that runs now looks at `asked` by itself
 
     def __enter__(self) -> Stop:
@@ -34,7 +35,12 @@ class Stop:
         return self.asked is not None
 
     def _handle(self, number: int, _: Any) -> None:
-        again, self.asked = self.asked is not None, number
+        again = number in self._seen
+        self._seen.add(number)
+        # A scheduler that preempts sends SIGTERM and SIGUSR2, which is one request: the second may not break off the
+        # saving, and SIGUSR2 is the one that says what follows.
+        if self.asked != signal.SIGUSR2:
+            self.asked = number
         if not self.saving or again:
             raise Interrupted(signal.Signals(number).name)
 

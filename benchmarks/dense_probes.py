@@ -28,10 +28,12 @@ from machine import describe
 from probes import Noise, backbone_s, synchronise
 
 from harness.api import frozen
-from harness.dense import TokenMaps, fit_heads, token_batches, whole_view
+from harness.dense import TokenMaps, fit_heads, whole_view
 from harness.features import Encoder
 from harness.models import as_vit
+from harness.segmenting import pixel_batches
 from tasks import depth, depth_fitting, segmentation
+from tasks.depth_truth import TrainingDepths
 
 GOAL = 3.0
 EPOCHS, CLASSES, SIZE, BATCH = 100, 150, 224, 16
@@ -48,28 +50,30 @@ def segmentation_s(maps: dict[str, TokenMaps], steps: int, device: str) -> float
     index = np.arange(len(masks))
 
     def run() -> None:
-        stream = token_batches(heads, maps, draws, index=index, steps=steps, batch=BATCH, seed=0, device=device)
-        fit_heads(heads, segmentation.batches_at_pixels(stream, SIZE), segmentation.loss_of_pixels, steps=steps)
+        stream = pixel_batches(heads, maps, draws, index=index, steps=steps, batch=BATCH, seed=0, device=device)
+        fit_heads(heads, stream, segmentation.loss_of_pixels, steps=steps)
 
     return timed(run, device)
 
 
-class Flat:
-    """Depth maps of noise, as `tasks.depth_truth.TrainingDepths` gives them."""
+class Noisy(TrainingDepths):
+    """Depth maps of noise, in memory."""
 
-    low, high = RANGE_M
+    def __init__(self, images: int) -> None:
+        super().__init__(range(images), SIZE, *RANGE_M)  # type: ignore[arg-type] # only its length is asked for
+        self.maps = np.random.default_rng(0).random((images, SIZE, SIZE), dtype=np.float32) * 9 + 0.5
 
-    def __call__(self, numbers: np.ndarray) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(0)
-        return torch.rand(len(numbers), SIZE, SIZE, generator=draw) * 9 + 0.5
+    def known(self, index: int) -> np.ndarray:
+        return self.maps[index]
 
 
 def depth_s(maps: dict[str, TokenMaps], steps: int, device: str) -> float:
     """Seconds of so many steps of all depth heads."""
     index = np.arange(len(maps["last block"]))
+    truth = Noisy(len(index))
 
     def run() -> None:
-        depth_fitting.fit_linear(maps, Flat(), index, steps=steps, batch=BATCH, seed=0, device=device)  # type: ignore[arg-type]
+        depth_fitting.fit_linear(maps, truth, index, steps=steps, batch=BATCH, seed=0, device=device)
 
     return timed(run, device)
 

@@ -85,20 +85,27 @@ class TokenMaps:
 
     def take(self, index: np.ndarray, device: str = "cpu") -> Tensor:
         """Feature maps [B, F, rows, columns] float32 by number [B]."""
-        out = np.empty((len(index), self.grid[0] * self.grid[1], self.width), dtype=np.float16)
+        whole = np.arange(self.grid[0] * self.grid[1])
+        flat = self.take_places(index, np.broadcast_to(whole, (len(index), len(whole))), device)  # [B, P, F]
+        return flat.transpose(1, 2).unflatten(2, self.grid)
+
+    def take_places(self, index: np.ndarray, places: np.ndarray, device: str = "cpu") -> Tensor:
+        """Features [B, P, F] float32 of images [B] at places [B, P] of their grids, row * columns + column; nothing
+        else is read.
+        """
+        out = np.empty((*places.shape, self.width), dtype=np.float16)
         start = 0
         for tokens, size in zip(self.tokens, self.sizes, strict=True):
             here = np.flatnonzero((index >= start) & (index < start + size))
             rows, column = index[here] - start, 0
             for i in self.layers:
                 part = tokens.patches[i]
-                out[here, :, column : column + part.shape[-1]] = part[rows]
+                out[here, :, column : column + part.shape[-1]] = part[rows[:, None], places[here]]
                 column += part.shape[-1]
             if self.with_cls:
                 out[here, :, column:] = tokens.cls[self.layers[-1]][rows][:, None]
             start += size
-        flat = torch.from_numpy(out).to(device).float()  # [B, P, F]
-        return flat.transpose(1, 2).unflatten(2, self.grid)
+        return torch.from_numpy(out).to(device).float()
 
 
 @dataclasses.dataclass
@@ -167,7 +174,7 @@ def token_batches(
 
 
 def adamw(head: DenseHead) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(head.module.parameters(), lr=head.rate, weight_decay=head.weight_decay)
+    return torch.optim.AdamW(head.module.parameters(), lr=head.rate, weight_decay=head.weight_decay, fused=True)
 
 
 def fit_heads(

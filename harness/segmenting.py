@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.dense import nearest
+from harness.dense import DenseHead, TokenMaps, nearest
 from harness.errors import UserError
 from harness.mmseg_guard import mmseg
+from harness.probes import minibatches
 from harness.seeds import derive
 from harness.sources import Sample, Source
 
@@ -130,6 +131,48 @@ def at_pixels(maps: Tensor, place: Tensor, size: int) -> Tensor:
     grid = (2 * at + 1) / size - 1
     # At the border as F.interpolate has it, which repeats the outermost value.
     return F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)
+
+
+def pixels_of_tokens(maps: TokenMaps, index: np.ndarray, place: np.ndarray, size: int, device: str = "cpu") -> Tensor:
+    """`at_pixels` of the maps of images [B] at pixels [B, K], [B, F, 1, K]; reads the four tokens around each alone."""
+    corners, shares = _around(place, size, maps.grid)  # [B, K, 4]
+    tokens = maps.take_places(index, corners.reshape(len(index), -1), device)  # [B, 4 K, F]
+    weights = torch.from_numpy(shares).to(device)
+    return torch.einsum("bkcf,bkc->bfk", tokens.unflatten(1, corners.shape[1:]), weights)[:, :, None]
+
+
+def _around(place: np.ndarray, size: int, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The four places of a grid around each pixel of the [size, size] square, and their bilinear shares."""
+    sides = []
+    for pixel, side in zip(np.divmod(place, size), grid, strict=True):
+        at = ((pixel + 0.5) * side / size - 0.5).clip(0, side - 1)
+        before = np.floor(at).astype(np.int64)
+        share = (at - before).astype(np.float32)
+        sides.append((np.stack([before, (before + 1).clip(max=side - 1)], -1), np.stack([1 - share, share], -1)))
+    (rows, down), (columns, across) = sides  # [B, K, 2] each
+    places = rows[..., :, None] * grid[1] + columns[..., None, :]
+    return places.reshape(*place.shape, 4), (down[..., :, None] * across[..., None, :]).reshape(*place.shape, 4)
+
+
+def pixel_batches(
+    heads: Sequence[DenseHead],
+    features: Mapping[str, TokenMaps],
+    draws: PixelDraws,
+    *,
+    index: np.ndarray,
+    steps: int,
+    batch: int,
+    seed: int,
+    device: str = "cpu",
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Batches for `fit_heads` from kept tokens at drawn pixels: features [B, F, 1, K] and labels [B, 1, K]."""
+    size = draws.masks.shape[-1]
+    for picked in minibatches(index, min(batch, len(index)), steps, seed):
+        places, labels = draws(picked).unbind(-1)
+        wanted = {head.features for head in heads if not head.failed}
+        at = places.numpy()
+        maps = {name: pixels_of_tokens(features[name], picked, at, size, device) for name in wanted}
+        yield maps, labels[:, None].to(device)
 
 
 def batches_at_pixels(

@@ -27,7 +27,7 @@ from tasks.depth_fitting import (
     linear_protocol,
     published_protocol,
 )
-from tasks.depth_heads import BINS, UPSAMPLING, Normalisation, depth_of, resized
+from tasks.depth_heads import BINS, UPSAMPLING, Normalisation, depth_of, resized, upsampled
 from tasks.depth_scores import CROPS, MeanOfImages, PooledErrors, counted
 from tasks.depth_truth import TrainingDepths, check_scale, depth_range, read_depth_m
 
@@ -46,9 +46,10 @@ class Depth(Task):
 
     `protocol="linear"`, after DINOv2 (arXiv 2304.07193): tokens after the final norm, kept as float16; heads on {last
     block, last four blocks} x 3 rates (AdamW, decay .01), trained at once on nine tenths of the training images by
-    SigLoss + 0.5 gradient loss at the squashed size; the smallest RMSE on the other tenth is measured on test, once.
-    Different from theirs: 4,000 steps for 38,400, since features are of whole images without augmentation; of four
-    blocks only the last gives its CLS.
+    SigLoss + 0.5 gradient loss; the smallest RMSE on the other tenth is measured on test, once. A step sees a window of
+    3 x 3 tokens of each image, at a new place every time, on the head's own grid of cells, four to a token's side.
+    Different from theirs: 4,000 steps for 38,400, since features are of whole images without augmentation; windows for
+    crops, and a loss on cells for one on pixels, which cost a twentieth; of four blocks only the last gives its CLS.
 
     `protocol="published"`, what the SiNGER authors run: tokens before the final norm, one head on all training images,
     cross-entropy on the bins, depth at softmax temperature .03, SGD without momentum, lr .5 at batch 64, decay 1e-6,
@@ -192,7 +193,9 @@ class Depth(Task):
         low, high = limits
         for picked in np.array_split(index, math.ceil(len(index) / BATCH)):
             maps = {name: features[name].take(picked, device) for name in {head.features for head in heads}}
-            depths = [depth_of(h.module(maps[h.features]), low, high, self.how) for h in heads]  # each [B, h, w]
+            depths = [
+                depth_of(upsampled(h.module(maps[h.features])), low, high, self.how) for h in heads
+            ]  # each [B, h, w]
             for row, i in enumerate(picked):
                 truth = read_depth_m(source, int(i))
                 where = counted(truth, low, high, self.crop)

@@ -15,30 +15,38 @@ TEMPERATURE = 0.03  # of the softmax, SiNGER's evaluation code
 EPS_M = 0.001  # metres added before a logarithm, DINOv2's
 SIG_LAMBDA = 0.15  # weight of the squared mean in SigLoss, AdaBins' (arXiv 2011.14141)
 GRADIENT_WEIGHT = 0.5
-STRIDES = (1, 2, 4, 6)  # of the gradient loss, DINOv2's
+APART = (1, 2, 3)  # cells of the head's grid between which gradients are taken: 4 to 12 px at 16 px patches
 Normalisation = Literal["linear", "softmax"]
 
 
-class BinHead(nn.Module):
-    """One linear map to bins of depth, on upsampled features.
+def bin_head(width: int) -> nn.Module:
+    """One linear map of features to bins of depth, [B, F, rows, columns] -> [B, BINS, rows, columns].
 
-    A 1 x 1 convolution and bilinear interpolation commute, since the interpolation's weights sum to one; so it is the
-    logits that are upsampled, which is the same and cheaper wherever there are more features than bins.
+    It stands for one on upsampled features: a 1 x 1 convolution and bilinear interpolation commute, since the
+    interpolation's weights sum to one; so it is the logits that are upsampled (`upsampled`, `between_centres`), which
+    is the same and cheaper wherever there are more features than bins.
     """
+    return nn.Conv2d(width, BINS, kernel_size=1)
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Conv2d(width, BINS, kernel_size=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, F, rows, columns] -> logits [B, BINS, UPSAMPLING rows, UPSAMPLING columns]."""
-        logits = self.linear(features)  # [B, K, rows, columns]
-        down, across = (_upsampling(side, logits) for side in logits.shape[2:])
-        return down.T @ (logits @ across)
+def upsampled(logits: Tensor) -> Tensor:
+    """[B, K, rows, columns] -> [B, K, UPSAMPLING rows, UPSAMPLING columns], bilinearly."""
+    down, across = (_upsampling(side, logits) for side in logits.shape[2:])
+    return down.T @ (logits @ across)
+
+
+def between_centres(logits: Tensor) -> Tensor:
+    """A window of a map, [B, K, h, w], upsampled as the map would be where the window alone tells that: between the
+    centres of its outer places, [B, K, UPSAMPLING (h - 1), UPSAMPLING (w - 1)].
+    """
+    edge = UPSAMPLING // 2
+    down, across = (_upsampling(side, logits)[:, edge:-edge] for side in logits.shape[2:])
+    both = torch.kron(down, across)  # [h w, cells]: one product of small windows is quicker than two
+    return (logits.flatten(2) @ both).unflatten(2, (down.shape[1], across.shape[1]))
 
 
 def _upsampling(side: int, like: Tensor) -> Tensor:
-    """Linear interpolation as a matrix [side, UPSAMPLING side]: two products take a third of F.interpolate's time."""
+    """Linear interpolation as a matrix [side, UPSAMPLING side]: products take a third of F.interpolate's time."""
     eye = torch.eye(side, device=like.device, dtype=like.dtype)
     return F.interpolate(eye[None], scale_factor=UPSAMPLING, mode="linear", align_corners=False)[0]
 
@@ -80,22 +88,22 @@ def sig_loss(predicted: Tensor, truth: Tensor, warming_up: bool = False) -> Tens
 
 
 def gradient_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Differences of neighbours' log errors over [B, H, W], at several strides (MegaDepth, arXiv 1804.00607).
+    """Differences of neighbours' log errors over [B, H, W], at several distances (MegaDepth, arXiv 1804.00607).
 
-    Between pixels two apart in a row or column, both known, summed and divided by the known pixels, as DINOv2 has it;
-    there the slices run over the first two axes of [B, 1, H, W], here over rows and columns, as is meant.
+    Between cells some cells apart in a row or column, both known, summed and divided by the known cells. DINOv2 takes
+    pixels 2, 4, 8 and 12 apart; its slices run over the first two axes of [B, 1, H, W], here over rows and columns, as
+    is meant.
     """
+    known = truth > 0
+    if not known.any():
+        return predicted.sum() * 0
+    error = ((predicted + EPS_M).log() - (truth + EPS_M).log()) * known
     total = predicted.sum() * 0
-    for stride in STRIDES:
-        p, t = predicted[:, ::stride, ::stride], truth[:, ::stride, ::stride]
-        known = t > 0
-        if not known.any():
-            continue
-        error = ((p + EPS_M).log() - (t + EPS_M).log()) * known
-        down = (error[:, 2:] - error[:, :-2]).abs() * (known[:, 2:] & known[:, :-2])
-        across = (error[:, :, 2:] - error[:, :, :-2]).abs() * (known[:, :, 2:] & known[:, :, :-2])
-        total = total + (down.sum() + across.sum()) / known.sum()
-    return total
+    for n in APART:
+        down = (error[:, n:] - error[:, :-n]).abs() * (known[:, n:] & known[:, :-n])
+        across = (error[:, :, n:] - error[:, :, :-n]).abs() * (known[:, :, n:] & known[:, :, :-n])
+        total = total + down.sum() + across.sum()
+    return total / known.sum()
 
 
 def bin_cross_entropy(logits: Tensor, truth: Tensor, low: float, high: float) -> Tensor:

@@ -88,14 +88,19 @@ class TrainingDepths:
 
     def __call__(self, numbers: np.ndarray) -> Tensor:
         """[B, S, S] by number [B], on the CPU."""
-        maps = []
-        for number in numbers:
+        every = np.broadcast_to(np.arange(self.size), (len(numbers), self.size))
+        return self.at(numbers, every, every)
+
+    def at(self, numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        """[B, h, w] by number [B]: each map at its rows [B, h] and columns [B, w]; 0 too outside of it."""
+        out = np.zeros((len(numbers), rows.shape[1], columns.shape[1]), dtype=np.float32)
+        inside = lambda places: (places >= 0) & (places < self.size)  # noqa: E731
+        for i, number in enumerate(numbers):
             mirrored, index = divmod(int(number), len(self.source))
-            depth_m = self.known(index)
-            counts = (depth_m >= self.low) & (depth_m <= self.high)
-            depth_m = np.where(counts, depth_m, np.float32(0))
-            maps.append(depth_m[:, ::-1] if mirrored else depth_m)
-        return torch.from_numpy(np.stack(maps))
+            depth_m = self.known(index)[:, ::-1] if mirrored else self.known(index)
+            down, across = inside(rows[i]), inside(columns[i])
+            out[i][np.ix_(down, across)] = depth_m[np.ix_(rows[i][down], columns[i][across])]
+        return torch.from_numpy(np.where((out >= self.low) & (out <= self.high), out, np.float32(0)))
 
     def median_m(self) -> float:
         """The median of all known pixels of up to LOOKED_AT images, evenly over the split.

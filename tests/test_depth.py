@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from harness.data import Data
-from harness.dense import TokenMaps, hold_out_images, spread, whole_view
+from harness.dense import TokenMaps, hold_out_images, make_heads, spread, whole_view
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.registry import source_class
@@ -16,7 +17,8 @@ from harness.sources import Sample, Source
 from harness.toys import Colours, PixelVit, Slopes
 from tasks.datasets.array import Array
 from tasks.depth import Depth
-from tasks.depth_fitting import RATES, best_head, fit_linear
+from tasks.depth_fitting import RATES, _Lesson, best_head, fit_linear
+from tasks.depth_heads import bin_head
 from tasks.depth_truth import WITH_DEPTH, TrainingDepths, check_scale
 
 
@@ -119,6 +121,32 @@ def test_held_out_images_train_no_head():
     parts = [truth, TrainingDepths(Changed(Slopes(12), lambda d, i: d if i in kept else d + 1), 32, 0.5, 4.5)]
     ends = [fit_linear(maps, t, kept, steps=5, batch=4, seed=0)[0].module.state_dict() for t in parts]
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+def test_windows_hold_the_tokens_and_the_depths_of_one_place():
+    truth, maps = depths_and_maps(views=2)
+    heads = make_heads(bin_head, maps, (1e-3,), (0.0,), 0)
+    lesson = _Lesson(maps, truth, 40, "cpu")
+    draws = [np.array([i % 24]) for i in range(40)]
+    whole, edges = truth(np.arange(24)), 0
+    rows, columns = lesson.grid
+    cells = whole[:, [(2 * i + 1) * 32 // (8 * rows) for i in range(4 * rows)]]
+    cells = cells[:, :, [(2 * i + 1) * 32 // (8 * columns) for i in range(4 * columns)]]
+    # A place beyond the edge repeats the outermost token, and its cells have no depth.
+    padded = {n: F.pad(m.take(np.arange(24)), (1, 1, 1, 1), mode="replicate") for n, m in maps.items()}
+    cells = F.pad(cells, (4, 4, 4, 4))
+    for draw, (found, depth_m) in zip(draws, lesson.windows(heads, draws, 0), strict=True):
+        image, (h, w) = int(draw[0]), lesson.sides
+        at = [
+            (i, j)
+            for i in range(rows + 3 - h)
+            for j in range(columns + 3 - w)
+            if all(torch.equal(found[n][0], padded[n][image, :, i : i + h, j : j + w]) for n in maps)
+            and torch.equal(depth_m[0], cells[image, 4 * i + 2 : 4 * (i + h) - 2, 4 * j + 2 : 4 * (j + w) - 2])
+        ]
+        assert at, draw
+        edges += (depth_m == 0).any().item()
+    assert 0 < edges < 40
 
 
 def test_mirrored_images_come_with_mirrored_depths():

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from harness.mmseg_guard import mmseg
 from tasks.depth_heads import (
-    BinHead,
+    between_centres,
     bin_cross_entropy,
+    bin_head,
     depth_of,
     gradient_loss,
     resized,
     sig_loss,
+    upsampled,
 )
 from tasks.depth_scores import OF_MMSEG, MeanOfImages, PooledErrors, counted, crop_window
 
@@ -134,9 +136,15 @@ def test_the_garg_crop_of_kittis_375_by_1242_pixels():
 
 def test_features_upsampled_before_the_head_are_its_logits_upsampled():
     torch.manual_seed(0)
-    head, maps = BinHead(5), torch.randn(2, 5, 3, 4)
-    upsampled = F.interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(head(maps), head.linear(upsampled), atol=1e-5, rtol=1e-5)
+    head, maps = bin_head(5), torch.randn(2, 5, 3, 4)
+    features = F.interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampled(head(maps)), head(features), atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_upsampled_is_the_maps_part_between_its_outer_centres():
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    window = logits[:, :, 1:4, 3:7]  # places 1 .. 3 and 3 .. 6: their centres are 4.5 cells and so on from the corner
+    torch.testing.assert_close(between_centres(window), upsampled(logits)[:, :, 6:14, 14:26])
 
 
 @pytest.mark.parametrize("how", ["linear", "softmax"])
@@ -164,10 +172,10 @@ def test_the_gradient_loss_by_hand():
     truth = torch.ones(1, 3, 3)
     predicted = torch.ones(1, 3, 3)
     predicted[0, 0, 0] = math.e * 1.001 - 0.001  # its log error is 1
-    # At full size two pairs of pixels differ by 1, of 9 known pixels; at strides 2, 4, 6 no pixels are two apart.
-    assert gradient_loss(predicted, truth).item() == pytest.approx(2 / 9, rel=1e-4)
-    truth[0, 0, 2] = 0  # unknown: one of the pairs is gone, and a pixel
-    assert gradient_loss(predicted, truth).item() == pytest.approx(1 / 8, rel=1e-4)
+    # Two pairs of cells one apart differ by 1, two that are two apart, of 9 known cells; none are three apart.
+    assert gradient_loss(predicted, truth).item() == pytest.approx(4 / 9, rel=1e-4)
+    truth[0, 0, 2] = 0  # unknown: one of the pairs is gone, and a cell
+    assert gradient_loss(predicted, truth).item() == pytest.approx(3 / 8, rel=1e-4)
     assert gradient_loss(3 * torch.ones(1, 9, 9), torch.ones(1, 9, 9)).item() == 0  # a wrong scale has no gradient
 
 

@@ -14,9 +14,9 @@ from harness import segmenting
 from harness.api import frozen
 from harness.crops import crop_batches, own_streams, padded, short_side_to, slid_logits, window_maps, windows
 from harness.data import Data
-from harness.dense import hold_out_images
+from harness.dense import TokenMaps, hold_out_images
 from harness.errors import UserError
-from harness.features import Encoder
+from harness.features import Encoder, Tokens
 from harness.models import TimmVit, as_vit, at_size, build_model
 from harness.segmenting import (
     PixelDraws,
@@ -27,6 +27,7 @@ from harness.segmenting import (
     linear_head,
     loss_everywhere,
     loss_of_pixels,
+    pixels_of_tokens,
     predicted,
     read_masks,
     read_sample,
@@ -209,6 +210,15 @@ def test_a_linear_head_at_pixels_is_the_heads_own_map_read_there():
     torch.testing.assert_close(
         at_pixels(maps, place, 14)[:, :, 0], whole.gather(2, place[:, None].expand(-1, 5, -1)), atol=1e-5, rtol=1e-5
     )
+
+
+def test_tokens_read_around_pixels_are_whole_maps_read_there():
+    rng = np.random.default_rng(0)
+    patches = rng.random((3, 12, 5)).astype(np.float16)
+    maps = TokenMaps([Tokens({1: patches}, {}, (3, 4))], [1])
+    index, place = np.array([2, 0]), np.stack([np.arange(196), rng.integers(0, 196, 196)])
+    expected = at_pixels(maps.take(index), torch.from_numpy(place), 14)
+    torch.testing.assert_close(pixels_of_tokens(maps, index, place, 14), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_of_ignored_pixels_gives_no_loss_and_no_gradient():

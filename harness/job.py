@@ -32,7 +32,7 @@ from harness.locks import Lock, holder
 from harness.progress import Console
 from harness.records import Cost, write_atomic
 from harness.registry import load_plugin
-from harness.runs import Group, Run, Workspace, bound_runs, groups, student_runs
+from harness.runs import Group, Run, Workspace, bound_runs, fit_runs, groups, student_runs
 
 
 @dataclasses.dataclass
@@ -81,6 +81,14 @@ class Job:
             if failure is not None:
                 self.outcome.failed[run.title] = f"{failure['reason']} (step {failure['step']})"
         return self.outcome
+
+    def fit(self, ids: Collection[str]) -> None:
+        """Train teachers' own runs that are not there yet. Raises UserError where one fails; Interrupted as `run`."""
+        with self.stop:
+            self.builder.same_as_before(self.builder.data, "train")
+            for run in fit_runs(self.experiment):
+                if run.id in ids:
+                    self._fit(run)
 
     def _train_pending(self, runs: Sequence[Run]) -> bool:
         """Train every group that is free; True where others are still at work on some."""

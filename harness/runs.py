@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -184,8 +185,18 @@ def _run(
         trials=method.trials,
         spec=spec,
     )
-    shared = content_hash({k: spec[k] for k in ("identity", "seed", "teacher", "data", "training")})
-    return Run(info, spec, teacher, student, shared)
+    return Run(info, spec, teacher, student, _shared(spec))
+
+
+def _shared(spec: dict[str, Any]) -> str:
+    return content_hash({k: spec[k] for k in ("identity", "seed", "teacher", "data", "training")})
+
+
+def _of_seed(run: Run, seed: int) -> Run:
+    """The same row with another seed. Thousands of runs differ in nothing else, so nothing else is looked at again."""
+    spec = {**run.spec, "seed": seed}
+    changes = {"id": content_hash(spec), "seed": seed, "spec": {**run.info.spec, "seed": seed}}
+    return dataclasses.replace(run, info=run.info.model_copy(update=changes), spec=spec, shared=_shared(spec))
 
 
 def condition(experiment: Experiment) -> str:
@@ -203,16 +214,17 @@ def condition(experiment: Experiment) -> str:
 
 def student_runs(experiment: Experiment) -> list[Run]:
     """Every student of the grid, seed by seed."""
-    base = condition(experiment)
-    runs = []
-    for seed in experiment.seeds:
-        for method in experiment.methods:
-            teacher = experiment.teacher_of(method)
-            spec = _spec(
-                experiment, method.method, method.hyperparameters, teacher_identity(teacher), experiment.student, seed
-            )
-            runs.append(_run(experiment, spec, method, teacher, experiment.student, base))
-    twice = {run.id for run in runs if sum(r.id == run.id for r in runs) > 1}
+    base, first = condition(experiment), experiment.seeds[0]
+    rows = []
+    for method in experiment.methods:
+        teacher = experiment.teacher_of(method)
+        spec = _spec(
+            experiment, method.method, method.hyperparameters, teacher_identity(teacher), experiment.student, first
+        )
+        rows.append(_run(experiment, spec, method, teacher, experiment.student, base))
+    runs = rows + [_of_seed(row, seed) for seed in experiment.seeds[1:] for row in rows]
+    counts = Counter(run.id for run in runs)
+    twice = {i for i, count in counts.items() if count > 1}
     if twice:
         names = ", ".join(run.title for run in runs if run.id in twice)
         raise UserError(f"these rows are the same run: {names}; change a hyperparameter or leave one out")

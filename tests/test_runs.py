@@ -81,6 +81,11 @@ def test_ids_of_results_that_exist_stay():
     assert condition(here) == "9c020221906e72b4"
 
 
+def test_a_run_is_the_same_whatever_other_seeds_there_are():
+    alone = [run for seed in (5, 0, 3) for run in student_runs(parse({**BASE, "seeds": [seed]}))]
+    assert student_runs(parse({**BASE, "seeds": [5, 0, 3]})) == alone
+
+
 def test_search_spaces_and_trials_are_part_of_no_identity_and_what_is_held_out_is():
     tuned = {"method": "fitnet", "trials": 16, "search": {"weight": ["log", 0.1, 10.0]}}
     assert of(tuned) == of("fitnet") != of("fitnet", data={"held_out": 0.1})

@@ -1,0 +1,109 @@
+"""An experiment and its workspace -> the units that are to be submitted now. No torch.
+
+First the teachers that are trained here, then the groups, then an evaluation for every encoder, each needing what it
+needs. What is under way is taken out before the rest is grouped, so that an experiment which has grown, or is
+submitted twice, submits only what nobody is at work on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from harness.config import Experiment
+from harness.dispatch.ledger import Entry, Unit
+from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_run, fit_runs, groups, student_runs, task_runs
+from harness.seeds import content_hash
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be submitted, in the order in which it can begin; and what is held back since it failed before."""
+
+    units: tuple[Unit, ...]
+    failed: tuple[Unit, ...]
+
+
+def plan(experiment: Experiment, workspace: Workspace, live: Mapping[str, Entry], failed: Mapping[str, Entry]) -> Plan:
+    """What of an experiment is to be submitted.
+
+    Args:
+        live: entries of units under way, by unit id. failed: of those that ended with an error, which are not
+            submitted again before they are set aside, nor is what needs them.
+    """
+    return _Planner(experiment, workspace, live, failed).plan()
+
+
+class _Planner:
+    def __init__(
+        self, experiment: Experiment, workspace: Workspace, live: Mapping[str, Entry], failed: Mapping[str, Entry]
+    ) -> None:
+        self.experiment, self.workspace = experiment, workspace
+        self.live, self.failed = live, failed
+        self.trains = {run: i for i, entry in live.items() if entry.unit.kind != "evaluate" for run in entry.unit.runs}
+        self.coming: dict[str, set[str]] = {}  # run -> keys of the tasks that evaluations under way will do
+        for entry in live.values():
+            for run in entry.unit.runs:
+                self.coming.setdefault(run, set()).update(entry.unit.tasks)
+        self.units: list[Unit] = []
+        self.held: list[Unit] = []
+        self.stuck: set[str] = set()  # runs that wait for one that failed
+
+    def plan(self) -> Plan:
+        self._fits()
+        self._trainings()
+        self._evaluations()
+        return Plan(tuple(self.units), tuple(self.held))
+
+    def _add(self, unit: Unit) -> None:
+        """Submit a unit, unless it failed before."""
+        if unit.id in self.failed:
+            self.held.append(unit)
+            self.stuck.update(unit.runs)
+            return
+        self.units.append(unit)
+        if unit.kind != "evaluate":
+            self.trains.update(dict.fromkeys(unit.runs, unit.id))
+
+    def _unit(self, kind: str, name: str, runs: Iterable[Run], needs: Iterable[str], tasks: Iterable[str] = ()) -> Unit:
+        runs = tuple(runs)
+        ids, titles = tuple(run.id for run in runs), tuple(run.title for run in runs)
+        return Unit(f"{kind}-{name}", kind, ids, titles, self.experiment.name, tuple(needs), tuple(tasks))  # type: ignore[arg-type]
+
+    def _fits(self) -> None:
+        for run in fit_runs(self.experiment):
+            if self.workspace.failure(run.id) is not None:
+                self.stuck.add(run.id)
+            elif run.id not in self.trains and not self.workspace.is_trained(run):
+                self._add(self._unit("fit", run.id, [run], ()))
+
+    def _trainings(self) -> None:
+        free = [run for run in student_runs(self.experiment) if run.id not in self.trains and not self._is_stuck(run)]
+        for group in groups(free, self.workspace, self.experiment.runtime.max_group):
+            self._add(self._unit("train", group.id, group.runs, self._fit_of(group.runs[0])))
+
+    def _is_stuck(self, run: Run) -> bool:
+        """Whether a run waits for a teacher whose own training failed."""
+        return run.teacher.fit is not None and fit_run(self.experiment, run.teacher).id in self.stuck
+
+    def _fit_of(self, run: Run) -> list[str]:
+        """The unit that trains a run's teacher, where that is still to come."""
+        fit = None if run.teacher.fit is None else fit_run(self.experiment, run.teacher).id
+        return [self.trains[fit]] if fit in self.trains else []
+
+    def _evaluations(self) -> None:
+        tasks = task_runs(self.experiment)
+        for run in bound_runs(self.experiment) + student_runs(self.experiment):
+            if self._is_stuck(run) or run.id in self.stuck or self.workspace.failure(run.id) is not None:
+                continue
+            wanted = self._missing(run, tasks)
+            if wanted:
+                # Students wait for their own training alone, since that has waited for the teacher's.
+                needs = [self.trains[run.id]] if run.id in self.trains else self._fit_of(run)
+                name = run.id if f"evaluate-{run.id}" not in self.live else f"{run.id}-{content_hash(wanted, 8)}"
+                self._add(self._unit("evaluate", name, [run], needs, wanted))
+
+    def _missing(self, run: Run, tasks: list[TaskRun]) -> list[str]:
+        """Keys of the tasks that have no record of a run, and that no evaluation under way will give one."""
+        coming, trained = self.coming.get(run.id, ()), self.workspace.is_trained(run)
+        return [t.key for t in tasks if t.key not in coming and not (trained and self.workspace.has_record(run, t))]

@@ -44,7 +44,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(smi):
     found = inventory(slots=3)
     assert found.gpus[0] == Gpu(0, "NVIDIA A100-SXM4-40GB", 40960 * 2**20 / 1e9, "GPU-1f2e")
     assert [gpu.index for gpu in found.gpus] == [0, 1, 2] and found.gpus[2].memory_gb == 0
-    assert found.cpu_slots == 3
+    assert [found.cpu_slots(cpus) for cpus in (1, 100)] == [3, 3]
     assert str(found).startswith("GPU 0 (NVIDIA A100-SXM4-40GB, 43 GB), GPU 1") and str(found).endswith("3 CPU slots")
 
 
@@ -82,13 +82,13 @@ def test_without_nvidia_smi_there_is_no_gpu(monkeypatch, tmp_path):
 def test_slots_are_cores_by_cores_a_job_and_one_at_least(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
-    assert [inventory(cpus=cpus).cpu_slots for cpus in (1, 2, 7, 8)] == [7, 3, 1, 1]
+    assert [inventory().cpu_slots(cpus) for cpus in (1, 2, 7, 8)] == [7, 3, 1, 1]
     with pytest.raises(UserError, match="--slots is 0; give 1 or more"):
         inventory(slots=0)
 
 
 def machine(*memory_gb: float, slots: int = 1) -> Inventory:
-    return Inventory(tuple(Gpu(i, "fake", m) for i, m in enumerate(memory_gb)), slots)
+    return Inventory(tuple(Gpu(i, "fake", m) for i, m in enumerate(memory_gb)), slots=slots)
 
 
 CPU, ONE, TWO = Request(), Request(gpus=1), Request(gpus=2)
@@ -100,14 +100,15 @@ def shared(memory_gb: float) -> Request:
 
 def test_what_is_asked_for_is_read_from_the_resources():
     assert Request.of({"gpus": 2}) == TWO and Request.of({}) == CPU == Request.of({"gpus": None, "gpu_memory_gb": None})
-    assert Request.of({"gpus": 1, "gpu_memory_gb": 8}) == shared(8)
+    assert Request.of({"gpus": 0, "gpu_memory_gb": 8, "cpus": 3}) == shared(8)
+    assert Request.of({"cpus": 3, "ranks": 2}) == Request(cpus=6)
 
 
 def test_what_can_never_be_served_says_why():
-    assert never(TWO, machine(16)) == "asks for 2 GPUs; there is 1 here"
+    assert never(TWO, machine(16)) == "asks for 2 GPUs; here is 1"
     assert never(shared(24), machine(16, 8)) == "asks for 24 GB of one GPU; the largest here has 16.0"
-    assert never(ONE, Inventory((), 1, "no GPU (nvidia-smi is not installed)")) == (
-        "asks for 1 GPU; there are 0 here: no GPU (nvidia-smi is not installed)"
+    assert never(ONE, Inventory((), no_gpu="no GPU (nvidia-smi is not installed)")) == (
+        "asks for 1 GPU; no GPU (nvidia-smi is not installed)"
     )
     assert [never(r, machine(16, 16)) for r in (CPU, ONE, TWO, shared(16))] == [None] * 4
     assert place([TWO, ONE], [], machine(16)) == {1: Placed(ONE, (0,))}  # and it keeps nothing back
@@ -135,6 +136,13 @@ def test_a_job_with_much_memory_is_not_overtaken_by_small_ones():
     assert starts == {1: Placed(shared(2), (0,))}
 
 
+def test_jobs_on_the_cpu_share_the_cores():
+    on = Inventory((), cores=4)
+    assert list(place([Request(cpus=2)] * 3, [], on)) == [0, 1]
+    assert list(place([Request(cpus=1)] * 3, [Placed(Request(cpus=2))], on)) == [0]
+    assert list(place([Request(cpus=8)] * 2, [], on)) == [0]
+
+
 def test_a_gpu_that_is_no_longer_allowed_is_ignored():
     assert place([ONE], [Placed(ONE, (5,))], machine(8)) == {0: Placed(ONE, (0,))}
 
@@ -153,7 +161,7 @@ machines = st.builds(
 
 def check(running: list[Placed], on: Inventory) -> None:
     """Nobody has more than there is, and a whole GPU is nobody else's."""
-    assert sum(not placed.gpus for placed in running) <= on.cpu_slots
+    assert sum(not placed.gpus for placed in running) <= on.cpu_slots(1)
     for gpu in on.gpus:
         here = [placed.request for placed in running if gpu.index in placed.gpus]
         assert sum(r.gpu_memory_gb or 0 for r in here) <= gpu.memory_gb
@@ -186,7 +194,7 @@ def test_a_job_in_front_is_overtaken_by_finitely_many(on, before, data):
     """However many small jobs come behind it, it starts once those that run now have ended, and a bounded few more."""
     front = data.draw(requests.filter(lambda request: never(request, on) is None))
     running = list(place(before, [], on).values())
-    bound = len(running) + 24 * len(on.gpus) + on.cpu_slots + 1  # what runs, and what may start beside it at first
+    bound = len(running) + 24 * len(on.gpus) + on.cpu_slots(1) + 1  # what runs, and what may start beside it at first
     for _ in range(bound):
         stream = [Request(gpu_memory_gb=1), ONE, CPU, TWO] * 8  # never dries up
         starts = place([front, *stream], running, on)

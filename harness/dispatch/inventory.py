@@ -33,34 +33,56 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """What jobs may be placed on. no_gpu: why there is no GPU, where there is none."""
+    """What jobs may be placed on.
+
+    Attributes:
+        cores: for jobs without a GPU. slots: how many of these at once; None: as the cores allow.
+        no_gpu: why there is no GPU, where there is none.
+    """
 
     gpus: tuple[Gpu, ...]
-    cpu_slots: int
+    cores: int = 1
+    slots: int | None = None
     no_gpu: str = ""
+
+    def cpu_slots(self, cpus: int) -> int:
+        """How many jobs may run at once without a GPU, each of which wants so many cores: one at least."""
+        return self.slots or max(1, self.cores // cpus)
 
     def __str__(self) -> str:
         named = ", ".join(f"GPU {gpu.index} ({gpu.name}, {gpu.memory_gb:.0f} GB)" for gpu in self.gpus)
-        return f"{named or self.no_gpu or 'no GPU'}; {self.cpu_slots} CPU slot{'' if self.cpu_slots == 1 else 's'}"
+        slots = _count(self.cores, "core") if self.slots is None else _count(self.slots, "CPU slot")
+        return f"{named or self.no_gpu or 'no GPU'}; {slots}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one job asks for: whole GPUs, or memory of one GPU, or (neither) a CPU slot."""
+    """What one job asks for: whole GPUs, or memory of one GPU, or (neither) a CPU slot, which has `cpus` cores."""
 
     gpus: int = 0
     gpu_memory_gb: float | None = None
+    cpus: int = 1
 
     @classmethod
     def of(cls, resources: dict[str, Any]) -> Request:
         """From the resources of a submission."""
-        memory = resources.get("gpu_memory_gb")
-        return cls(0, memory) if memory is not None else cls(resources.get("gpus") or 0)
+        gpus, memory_gb = resources.get("gpus") or 0, resources.get("gpu_memory_gb")
+        if gpus or memory_gb is not None:
+            return cls(gpus, memory_gb)
+        return cls(cpus=(resources.get("cpus") or 1) * (resources.get("ranks") or 1))
+
+    @property
+    def on_cpu(self) -> bool:
+        return not self.gpus and self.gpu_memory_gb is None
 
     def __str__(self) -> str:
         if self.gpu_memory_gb is not None:
             return f"{self.gpu_memory_gb:g} GB of one GPU"
-        return f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}" if self.gpus else "a CPU slot"
+        return _count(self.gpus, "GPU") if self.gpus else "a CPU slot"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +93,12 @@ class Placed:
     gpus: tuple[int, ...] = ()
 
 
-def inventory(gpus: str | None = None, slots: int | None = None, cpus: int = 1) -> Inventory:
+def inventory(gpus: str | None = None, slots: int | None = None) -> Inventory:
     """What this machine has, as far as it may be used.
 
     Args:
         gpus: indices with commas between, such as "0,1"; "" for none; None: those that CUDA_VISIBLE_DEVICES allows.
-        slots: jobs at once without a GPU; None: the cores that this process may use, divided by `cpus`.
-        cpus: cores that one such job is meant to have.
+        slots: jobs at once without a GPU; None: as many as fit on the cores that this process may use.
 
     Raises:
         UserError: a GPU that is not there, or a number of slots that is none.
@@ -90,7 +111,7 @@ def inventory(gpus: str | None = None, slots: int | None = None, cpus: int = 1) 
     chosen = there if wanted is None else _chosen(wanted, there, where, why)
     if not chosen and there:
         why = "no GPU is allowed here"
-    return Inventory(chosen, slots or max(1, len(os.sched_getaffinity(0)) // cpus), "" if chosen else why)
+    return Inventory(chosen, len(os.sched_getaffinity(0)), slots, "" if chosen else why)
 
 
 def _queried() -> tuple[tuple[Gpu, ...], str]:
@@ -137,9 +158,8 @@ def never(request: Request, machine: Inventory) -> str | None:
         has = f"the largest here has {largest:.1f}" if machine.gpus else machine.no_gpu or "there is none here"
         return f"asks for {request}; {has}"
     if request.gpus > len(machine.gpus):
-        return f"asks for {request}; there {'is' if len(machine.gpus) == 1 else 'are'} {len(machine.gpus)} here" + (
-            "" if machine.gpus else f": {machine.no_gpu}"
-        )
+        there = f"here {'is' if len(machine.gpus) == 1 else 'are'} {len(machine.gpus)}"
+        return f"asks for {request}; {there if machine.gpus else machine.no_gpu or there}"
     return None
 
 
@@ -149,7 +169,7 @@ def place(waiting: Sequence[Request], running: Sequence[Placed], machine: Invent
     Args:
         waiting: in the order in which they came. running: what holds GPUs and slots now.
     """
-    room = _Room(running, machine)
+    room = _Room(waiting, running, machine)
     starts = {}
     for position, request in enumerate(waiting):
         if never(request, machine) is None:
@@ -167,11 +187,13 @@ class _Room:
         open: the GPUs that nobody in front keeps back.
     """
 
-    def __init__(self, running: Sequence[Placed], machine: Inventory) -> None:
+    def __init__(self, waiting: Sequence[Request], running: Sequence[Placed], machine: Inventory) -> None:
         self.machine = {gpu.index: gpu for gpu in machine.gpus}
         self.free_gb = {index: gpu.memory_gb for index, gpu in self.machine.items()}
         self.jobs = dict.fromkeys(self.machine, 0)
-        self.slots, self.open = machine.cpu_slots, list(self.machine)
+        on_cpu = [request for request in (*waiting, *(placed.request for placed in running)) if request.on_cpu]
+        self.slots = machine.cpu_slots(max((request.cpus for request in on_cpu), default=1))
+        self.open = list(self.machine)
         for placed in running:
             self._take(placed)
 

@@ -1,0 +1,52 @@
+"""Processes of this machine as /proc tells them: whether one still lives, and which belong to a job. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+JOB_PROGRAMS = ("submitit.local._local", "submitit.core._submit", "harness.dispatch.launch")  # FOLDER follows
+
+
+def started(pid: int) -> str | None:
+    """When a living process began, in the kernel's ticks since the machine's own start; None where there is none.
+
+    A number alone may have been given to another process since. One that only waits for its parent is dead.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def living(pid: int, began: str) -> bool:
+    """Whether the process that had this number, and began then, still lives."""
+    return started(pid) == began
+
+
+def of_job(folder: Path) -> list[int]:
+    """The processes of the job whose files are in `folder` (absolute), lowest number first: its controller, its
+    ranks, their data workers, told by their command lines. They outlive one another when they are killed one by one.
+    """
+    wanted = os.fsencode(folder)
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            try:
+                words = Path(entry.path, "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            except OSError:
+                continue  # it has ended, or is not ours to see
+            if words[-1] == wanted and any(os.fsencode(program) in words for program in JOB_PROGRAMS):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to each that is still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue

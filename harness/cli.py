@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness import cli_data, cli_models, cli_protocols, cli_run, cli_show, cli_status
+from harness import cli_data, cli_dispatch, cli_models, cli_protocols, cli_run, cli_show, cli_status
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -21,7 +21,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_run.run, cli_run.demo, cli_run.tune, cli_status.plan, cli_status.status, cli_show.table):
+for command in (
+    cli_run.run,
+    cli_run.demo,
+    cli_dispatch.submit,
+    cli_run.tune,
+    cli_status.plan,
+    cli_status.status,
+    cli_show.table,
+):
     app.command()(command)
 app.command("list")(cli_show.list_)
 for command in (cli_show.check, cli_models.diagnose, cli_models.export, cli_models.figures):

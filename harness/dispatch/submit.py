@@ -1,0 +1,318 @@
+"""An experiment -> jobs: checked at the door, submitted once, waited for. No torch but in the preflight."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import Experiment
+from harness.dispatch import slurm, snapshot
+from harness.dispatch.arrays import Array, arrays
+from harness.dispatch.inventory import Request, inventory, never
+from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, Unit, now
+from harness.dispatch.resources import for_slurm, for_this_machine
+from harness.dispatch.slurm_programs import SlurmError, ask, cluster
+from harness.dispatch.states import Standing, standings
+from harness.dispatch.units import plan
+from harness.errors import ConfigError, UserError
+from harness.locks import Lock, holder
+from harness.progress import Console
+from harness.results import remember
+from harness.runs import Workspace, bound_runs, student_runs
+from harness.specs import Submission
+
+POLL_S = 3.0
+HASH = "jobs/snapshots/HASH"  # in a script that nobody submits
+
+
+@dataclass(frozen=True)
+class Door:
+    """What has been checked before anything is written. asked: with everything filled in."""
+
+    cluster: Cluster
+    asked: Submission
+    longest_array: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """The ledger as it stands, and what of an experiment is to be submitted.
+
+    Attributes:
+        entries, standings: by unit id, of everything in the workspace. live: those of them that are under way.
+        units: to be submitted. failed: held back, since they ended with an error. elsewhere: held back, since what
+            they need is under way on this machine, and Slurm cannot wait for that.
+    """
+
+    entries: dict[str, Entry]
+    standings: dict[str, Standing]
+    live: dict[str, Entry]
+    units: tuple[Unit, ...]
+    failed: tuple[Unit, ...]
+    elsewhere: tuple[Unit, ...]
+
+
+def door(experiment: Experiment, where: Cluster) -> Door:
+    """Check what jobs ask for. Raises ConfigError with every mistake; SlurmError where there is no Slurm."""
+    if where == "slurm":
+        found = cluster()
+        return Door(where, for_slurm(experiment.submit, experiment.runtime, found), found.longest_array)
+    machine = inventory()
+    asked = for_this_machine(experiment.submit, experiment.runtime, len(machine.gpus))
+    reason = never(Request.of(asked.model_dump()), machine)
+    if reason is not None:
+        raise ConfigError([f"submit: a job {reason}"])
+    return Door(where, asked, 1)
+
+
+def submit(
+    experiment: Experiment, workspace: Workspace, where: Cluster, console: Console, *, preflight: bool = True
+) -> list[Entry]:
+    """Submit what nobody is at work on; the new entries. A unit that has failed stays until it is set aside.
+
+    Raises:
+        UserError: whatever is wrong, before anything is submitted; or Slurm's refusal of a part of it.
+    """
+    checked = door(experiment, where)
+    remember(experiment, workspace)
+    with _alone(workspace, console):
+        ledger = Ledger(workspace)
+        found = look(experiment, workspace, where, adopting=True)
+        _say(found, workspace, console)
+        if not found.units:
+            return []
+        if where == "slurm":
+            test_only(experiment, workspace, checked)
+        if preflight:
+            _preflight(experiment, workspace, console, found.units)
+        folder = snapshot.take(workspace, experiment)
+        attempts = {unit.id: _attempt(ledger, found.entries, unit) for unit in found.units}
+        if where == "local":
+            return [_queue(ledger, unit, checked.asked, folder, attempts[unit.id]) for unit in found.units]
+        return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
+
+
+def look(experiment: Experiment, workspace: Workspace, where: Cluster, *, adopting: bool = False) -> Look:
+    """What is under way, and what is to be submitted. adopting: take over what a killed submitter left in Slurm."""
+    ledger = Ledger(workspace)
+    entries = ledger.entries()
+    seen = slurm.seen(workspace, entries)
+    if adopting:
+        entries = slurm.adopt(ledger, entries, seen)
+    standing = standings(workspace, entries, seen)
+    live = {i: entry for i, entry in entries.items() if _is_live(entry, standing[i], where)}
+    failed = {i: entry for i, entry in entries.items() if standing[i].state == "failed" and i not in live}
+    planned = plan(experiment, workspace, live, failed)
+    elsewhere = [unit for unit in planned.units if where == "slurm" and _needs_local(unit, live)]
+    units = tuple(unit for unit in planned.units if unit not in elsewhere)
+    return Look(entries, standing, live, units, planned.failed, tuple(elsewhere))
+
+
+def _is_live(entry: Entry, standing: Standing, where: Cluster) -> bool:
+    """Whether somebody is at work on it; a machine's queue goes on by itself with a job whose process died."""
+    return standing.state in LIVE or (standing.state == "lost" and entry.cluster == where == "local")
+
+
+def _needs_local(unit: Unit, live: Mapping[str, Entry]) -> bool:
+    return any(need in live and live[need].cluster == "local" for need in unit.needs)
+
+
+@contextlib.contextmanager
+def _alone(workspace: Workspace, console: Console) -> Iterator[None]:
+    """One submitter a workspace: two would not see what the other is about to submit."""
+    path = workspace.locks / "submit.lock"
+    with Lock(path) as lock:
+        said = False
+        while not lock.acquire():
+            if not said:
+                console.say(f"waiting for {holder(path)}, which submits")
+                said = True
+            time.sleep(1)
+        yield
+
+
+def _say(found: Look, workspace: Workspace, console: Console) -> None:
+    if found.live:
+        console.say(f"under way already: {_jobs(len(found.live))}")
+    for unit in found.failed:
+        console.say(f"not submitted: {unit}; it failed: {found.standings[unit.id].reason}")
+    if found.failed:
+        console.say(f"`singer-bench retry {workspace.root}` submits what failed again")
+    if found.elsewhere:
+        console.say(
+            f"not submitted: {_jobs(len(found.elsewhere))} that need what this machine's own queue is at work on; "
+            "submit again when it is done"
+        )
+    if not found.units:
+        console.say("nothing to submit")
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
+
+
+def _preflight(experiment: Experiment, workspace: Workspace, console: Console, units: tuple[Unit, ...]) -> None:
+    """Build every method and task once, and open the data: a mistake costs seconds here, and a queue's wait there.
+
+    It runs on what this machine has, which need not be what the jobs will have.
+    """
+    from harness.job import Job
+
+    runtime = experiment.runtime.model_copy(update={"device": "auto"})
+    job = Job(experiment.model_copy(update={"runtime": runtime}), workspace, console)
+    wanted = {(unit.kind, run) for unit in units for run in unit.runs}
+    students = student_runs(experiment)
+    job.builder.same_as_before(job.builder.data, "train")
+    job.evaluation.preflight([r for r in bound_runs(experiment) + students if ("evaluate", r.id) in wanted])
+    job.builder.preflight([run for run in students if ("train", run.id) in wanted])
+
+
+def _attempt(ledger: Ledger, entries: Mapping[str, Entry], unit: Unit) -> int:
+    """How often a unit has been submitted with this time; what was submitted before is set aside."""
+    before = entries.get(unit.id)
+    if before is not None:
+        ledger.set_aside(before)
+        return before.attempt + 1
+    return 1 + max((entry.attempt for entry in ledger.attempts(unit.id)), default=0)
+
+
+def _queue(ledger: Ledger, unit: Unit, asked: Submission, folder: str, attempt: int) -> Entry:
+    """Put a unit into this machine's queue, which gives it a folder when it starts."""
+    entry = Entry(unit, "local", "", folder, now(), attempt, asked.model_dump(mode="json"))
+    ledger.write(entry)
+    return entry
+
+
+def _submit_arrays(
+    ledger: Ledger,
+    experiment: Experiment,
+    checked: Door,
+    found: Look,
+    folder: str,
+    attempts: Mapping[str, int],
+    console: Console,
+) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    planned = arrays(found.units, checked.longest_array)
+    for array in planned:
+        known = {**found.live, **entries}
+        name = slurm.new_name(experiment.name, array.kind)
+        at_once = _at_once(checked.asked, array, planned)
+        try:
+            fresh = slurm.submit(ledger, array, name, checked.asked, at_once, folder, attempts, known)
+        except SlurmError as error:
+            raise SlurmError(
+                f"{error}; {len(entries)} of {_jobs(len(found.units))} were submitted before, and the same command "
+                "submits the rest"
+            ) from error
+        entries.update((entry.unit.id, entry) for entry in fresh)
+        console.say(f"submitted: {_described(array)}; job {slurm.number(fresh[0])}")
+    return list(entries.values())
+
+
+def _at_once(asked: Submission, array: Array, planned: list[Array]) -> int | None:
+    """How many of an array's jobs may run at once: evaluations share the bound, and so does what trains."""
+    if asked.max_jobs is None:
+        return None
+    alike = sum((other.kind == "evaluate") == (array.kind == "evaluate") for other in planned)
+    return max(1, asked.max_jobs // alike)
+
+
+def _described(array: Array) -> str:
+    what = {"fit": "teacher to train", "train": "training", "evaluate": "evaluation"}[array.kind]
+    after = ", each after its own training" if array.follows else ", after what they need" if array.needs else ""
+    return f"{len(array.units)} {what}{'' if len(array.units) == 1 else 's'}{after}"
+
+
+def test_only(experiment: Experiment, workspace: Workspace, checked: Door) -> None:
+    """Have Slurm look at a job without submitting it. Raises SlurmError with what it does not like."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.sh")
+        path.write_text(script(experiment, workspace, checked))
+        ask("sbatch", "--test-only", str(path))
+
+
+def script(experiment: Experiment, workspace: Workspace, checked: Door) -> str:
+    """What sbatch is given for a training that waits for nothing."""
+    made = slurm.executor(workspace, slurm.new_name(experiment.name, "train"), checked.asked, HASH)
+    return made._make_submission_file_text(made._submitit_command_str, "")
+
+
+def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str:
+    """What would be submitted, in words, and for Slurm one script; nothing is written."""
+    checked = door(experiment, where)
+    found = look(experiment, workspace, where)
+    if not found.units:
+        return "nothing to submit"
+    if where == "local":
+        return "\n".join(f"would queue: {unit}" for unit in found.units)
+    test_only(experiment, workspace, checked)
+    lines = []
+    planned = arrays(found.units, checked.longest_array)
+    for array in planned:
+        at_once = _at_once(checked.asked, array, planned)
+        bound = f", at most {at_once} at once" if at_once is not None and at_once < len(array.units) else ""
+        lines.append(f"would submit: {_described(array)}{bound}")
+        lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
+    return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])
+
+
+def followed(experiment: Experiment, workspace: Workspace) -> dict[str, Entry]:
+    """The entries of an experiment's runs, whoever submitted them."""
+    runs = {run.id for run in bound_runs(experiment) + student_runs(experiment)}
+    entries = Ledger(workspace).entries()
+    mine = {i for i, entry in entries.items() if runs.intersection(entry.unit.runs)}
+    mine |= {need for i in mine for need in entries[i].unit.needs if need in entries}
+    return {i: entry for i, entry in entries.items() if i in mine}
+
+
+def wait(experiment: Experiment, workspace: Workspace, console: Console) -> list[str]:
+    """Stay until nothing of the experiment is under way, and say what changes; a sentence for each unit gone wrong."""
+    said, silent = "", False
+    while True:
+        entries = followed(experiment, workspace)
+        try:
+            standing = slurm.look(workspace, entries)
+        except SlurmError as error:
+            if not silent:
+                console.say(f"{error}; the jobs go on, and so does this as soon as it answers")
+            silent = True
+            time.sleep(POLL_S)
+            continue
+        silent = False
+        count = Counter(one.state for one in standing.values())
+        line = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
+        if line != said:
+            console.say(f"jobs: {line}")
+            said = line
+        if not any(count[state] for state in LIVE):
+            return gone_wrong(workspace, entries, standing)
+        time.sleep(POLL_S)
+
+
+def gone_wrong(workspace: Workspace, entries: Mapping[str, Entry], standing: Mapping[str, Standing]) -> list[str]:
+    """A sentence for each unit that did not end well, with its log; not for those that waited for one of them."""
+    bad = {i: one for i, one in standing.items() if one.state in ("failed", "lost", "cancelled")}
+    sentences = []
+    for i, one in bad.items():
+        entry = entries[i]
+        if one.state == "cancelled" and any(need in bad for need in entry.unit.needs):
+            continue
+        log = f"; log: {os.path.join(workspace.root, entry.log)}" if entry.log else ""
+        sentences.append(f"{one.state}: {entry.unit}: {one.reason}{log}")
+    return sentences
+
+
+def raise_if_unknown(where: str) -> Cluster:
+    """The cluster that --cluster names. Raises UserError where there is no such kind."""
+    from harness.errors import unknown
+
+    if where not in ("slurm", "local"):
+        raise UserError(unknown("cluster", where, ("slurm", "local")))
+    return where  # type: ignore[return-value]

@@ -17,13 +17,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 
-from harness import checkpoint, models, train
+from harness import checkpoint, integrity, models, students, train
 from harness.api import Method, Vit
 from harness.builder import Builder
 from harness.config import Experiment, Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
+from harness.disk import in_words
 from harness.environment import device_of, environment
 from harness.errors import UserError
 from harness.evaluation import Evaluation
@@ -68,7 +68,7 @@ class Job:
         runs = [run for run in student_runs(self.experiment) if train is None or run.id in train]
         everyone = bound_runs(self.experiment) + student_runs(self.experiment)
         encoders = [run for run in everyone if evaluate is None or run.id in evaluate]
-        with self.stop:
+        with self.stop, in_words(self.workspace.root):
             self.builder.same_as_before(self.builder.data, "train")
             if groups(runs, self.workspace, self.experiment.runtime.max_group):
                 self.evaluation.preflight(encoders)
@@ -76,7 +76,7 @@ class Job:
             while self._train_pending(runs) | self.evaluation.pending(encoders):
                 time.sleep(5)  # another process is at work on the rest
         self.outcome.evaluated = self.evaluation.written
-        for run in runs:
+        for run in {run.id: run for run in [*runs, *encoders]}.values():
             failure = self.workspace.failure(run.id)
             if failure is not None:
                 self.outcome.failed[run.title] = f"{failure['reason']} (step {failure['step']})"
@@ -84,7 +84,7 @@ class Job:
 
     def fit(self, ids: Collection[str]) -> None:
         """Train teachers' own runs that are not there yet. Raises UserError where one fails; Interrupted as `run`."""
-        with self.stop:
+        with self.stop, in_words(self.workspace.root):
             self.builder.same_as_before(self.builder.data, "train")
             for run in fit_runs(self.experiment):
                 if run.id in ids:
@@ -127,11 +127,17 @@ class Job:
         steps = training.steps_of(an_epoch)
         runtime = self.experiment.runtime
         trained = train.Group(members, teacher, training, steps, an_epoch, self.device, runtime.log_steps)
-        folder = self._resume(planned, trained)
+        try:
+            path = self._resume(planned, trained)
+        except checkpoint.Lost as lost:
+            self._lose(group, str(lost))
+            return
         titles = f"training {len(members)} students ({_names(group.runs)})"
 
         def save() -> None:
-            checkpoint.save(folder / "checkpoint.pt", trained.state())
+            for member in members:
+                integrity.sync(member.folder / "train.jsonl")  # its lines up to this step will not be written again
+            checkpoint.save(path, trained.state())
 
         self.stop.saving = True
         with self.console.bar(titles, steps, trained.step) as bar:
@@ -160,31 +166,50 @@ class Job:
         return train.Member(run.id, run.info.seed, student, self.builder.method(run, student, teacher), folder)
 
     def _resume(self, planned: Group, trained: train.Group) -> Path:
-        """The group's folder, with a checkpoint that holds all its members loaded where there is one."""
-        folder = self.workspace.groups / planned.id
+        """Where the group's checkpoint goes; one that holds all its members is loaded where there is one.
+
+        Raises:
+            checkpoint.Lost: there is one, and it is damaged.
+        """
+        path = self.workspace.checkpoint(planned.id)
         ids = {member.id for member in trained.members}
         candidates = []
-        for path in self.workspace.groups.glob("*/group.json"):
-            known = set(json.loads(path.read_text())["runs"])
-            if ids <= known and (path.parent / "checkpoint.pt").is_file():
-                candidates.append((len(known), path.parent))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "group.json", json.dumps({"runs": sorted(ids)}))
+        for group, known in self.workspace.run_ids().items():
+            if ids <= set(known) and integrity.generations(self.workspace.checkpoint(group)):
+                candidates.append((len(known), self.workspace.checkpoint(group)))
+        write_atomic(path.with_name("group.json"), json.dumps({"runs": sorted(ids)}))
         if candidates:
             # A larger group's checkpoint is read but never written: it still holds the others.
-            trained.load_state(checkpoint.load(min(candidates)[1] / "checkpoint.pt"))
+            trained.load_state(self._first_whole([candidate for _, candidate in sorted(candidates)]))
             self.console.say(f"going on at step {trained.step} of {trained.steps}")
         else:
             for member in trained.members:
                 (member.folder / "train.jsonl").unlink(missing_ok=True)
-        return folder
+        return path
+
+    def _first_whole(self, paths: Sequence[Path]) -> dict[str, Any]:
+        lost = []
+        for path in paths:
+            try:
+                return checkpoint.load(path, self.console.say)
+            except checkpoint.Lost as error:
+                lost.append(str(error))
+        raise checkpoint.Lost("; ".join(lost))
+
+    def _lose(self, group: Group, reason: str) -> None:
+        """A group that cannot go on where it was: it is not trained from its beginning until somebody asks for that."""
+        for run in group.runs:
+            self.workspace.fail(run, reason=reason, step=students.logged_step(self.workspace.partial(run.id)))
+            self.console.say(f"{run.title} cannot go on: {reason}; --retry-failed trains it from its beginning")
 
     def _clear_groups(self) -> None:
-        """Remove the checkpoints that nobody needs any more."""
-        for path in self.workspace.groups.glob("*/group.json"):
-            ids = json.loads(path.read_text())["runs"]
-            if all(self.workspace.student(i).is_dir() or self.workspace.failure(i) for i in ids):
-                shutil.rmtree(path.parent, ignore_errors=True)
+        """Remove the checkpoints that nobody needs any more; damaged ones stay until their runs have students."""
+        for group, ids in self.workspace.run_ids().items():
+            folder = self.workspace.groups / group
+            missing = [i for i in ids if not self.workspace.student(i).is_dir()]
+            waiting = any(self.workspace.failure(i) is None for i in missing)
+            if not waiting and not (missing and integrity.damaged(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _stream(self, training: Training, seed: int, steps: int, start: int) -> Iterator[Any]:
         spec = self.experiment.data.augment
@@ -206,8 +231,7 @@ class Job:
         if member.failure is not None:
             batch_size, step = group.training.batch_size, member.failure["step"]
             indices = batch_indices(len(self.builder.source), batch_size, run.info.seed, step)
-            failure = {**member.failure, "label": run.info.label, "seed": run.info.seed, "batch": indices}
-            write_atomic(self.workspace.failures / f"{run.id}.json", json.dumps(failure, indent=2))
+            self.workspace.fail(run, **member.failure, batch=indices)
             self.console.say(f"{run.title} failed at step {step}: {member.failure['reason']}")
             return
         final = self.workspace.student(run.id)
@@ -241,9 +265,9 @@ class Job:
         found = self.builder.teacher_report(run.teacher)
         if found is not None:
             described["teacher"] = found
-        write_atomic(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False))
+        students.describe(folder, described)
         os.rename(folder, final)
-        checkpoint.sync_folder(final.parent)
+        integrity.sync_folder(final.parent)
         self.outcome.trained.append(run.id)
 
 

@@ -1,8 +1,13 @@
 """One process at a time on a group: a lock that a dead process does not keep. No torch.
 
-The lock is a file that appears whole, by a hard link, which is atomic on local disks and on NFS. Its owner
-touches it every `BEAT_S`. It is stale when its process is gone on this very machine, or when nobody has touched
-it for `STALE_S`. Who finds it stale removes it while holding a second lock, named after the first one's nonce: of
+The lock is a file that appears whole, by a hard link, which fails where there is one already: local disks and every
+version of NFS promise that, while the locks of fcntl and flock depend on a daemon, on how the disk is mounted, and do
+not reach other machines everywhere. A server whose answer was lost may say that the link is there already when it is
+ours, so what counts is which file the name leads to.
+
+The owner touches its lock every `BEAT_S`. It is stale when its process is gone on this very machine, or when nobody
+has touched it for `STALE_S` by the clock that stamps the files, which is the server's: machines whose clocks differ by
+hours agree on it. Who finds it stale removes it while holding a second lock, named after the first one's nonce: of
 several who saw it stale, none can remove the lock that another has taken in the meantime.
 """
 
@@ -14,11 +19,11 @@ import os
 import secrets
 import socket
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.disk import now_in
 from harness.errors import UserError
 
 BEAT_S = 20.0
@@ -70,10 +75,12 @@ class Lock:
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(BEAT_S):
-            if owner(self.path) != self.content:
-                return  # somebody judged it stale: the machine slept for minutes; results are renamed, not shared
             try:
+                if _read(self.path) != self.content:
+                    return  # somebody judged it stale: the machine slept for minutes; results are renamed, not shared
                 os.utime(self.path)
+            except FileNotFoundError:
+                return
             except OSError:
                 continue  # a server that does not answer now may do so at the next beat
 
@@ -102,7 +109,7 @@ def _linked(whole: Path, path: Path) -> bool:
     try:
         os.link(whole, path)
     except FileExistsError:
-        return False
+        return _same(whole, path)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -111,6 +118,13 @@ def _linked(whole: Path, path: Path) -> bool:
             "put the workspace on a local disk or NFS (--workspace)"
         ) from error
     return True
+
+
+def _same(whole: Path, path: Path) -> bool:
+    try:
+        return os.path.samefile(whole, path)
+    except FileNotFoundError:
+        return False
 
 
 def _me() -> dict[str, Any]:
@@ -140,8 +154,15 @@ def _started(pid: int) -> str | None:
 def owner(path: Path) -> dict[str, Any] | None:
     """Who holds a lock (host, pid, ...), or None where it is free or cannot be read."""
     try:
+        return _read(path)
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
@@ -156,13 +177,13 @@ def is_stale(path: Path) -> bool:
     """Whether a lock's owner is gone."""
     found = owner(path) or {}
     try:
-        age_s = time.time() - path.stat().st_mtime
+        touched_s = path.stat().st_mtime
     except OSError:
         return False
     here = {"host": socket.gethostname(), "space": _pid_space()}
     if here.items() <= found.items() and isinstance(found.get("pid"), int):
         return not _alive(found["pid"], found.get("started"))
-    return age_s > STALE_S
+    return now_in(path.parent) - touched_s > STALE_S
 
 
 def _alive(pid: int, started: object) -> bool:

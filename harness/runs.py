@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -12,7 +13,8 @@ from typing import Any, Literal
 from harness.config import Experiment, MethodSpec, ModelSpec, TaskSpec, TeacherSpec
 from harness.errors import UserError
 from harness.identity import data_identity, model_identity, protocol_code, teacher_identity
-from harness.records import RunInfo, has_record
+from harness.integrity import generations, read_json
+from harness.records import RunInfo, has_record, write_atomic
 from harness.seeds import content_hash
 from harness.specs import REPAIRS
 from harness.twins import twin
@@ -73,7 +75,7 @@ class Workspace:
 
     students/<run id>/    run.yaml, config.json + model.safetensors (timm), method.safetensors, train.jsonl
     records/              <run id>.<task id>.json
-    groups/<group id>/    group.json, checkpoint.pt of trainings under way
+    groups/<group id>/    group.json, checkpoint.pt and checkpoint.previous.pt of trainings under way
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
     jobs/                 what was submitted: `harness.dispatch.ledger`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
@@ -100,14 +102,31 @@ class Workspace:
     def is_trained(self, run: Run) -> bool:
         return run.info.kind != "student" or self.student(run.id).is_dir()
 
+    def checkpoint(self, group_id: str) -> Path:
+        return self.groups / group_id / "checkpoint.pt"
+
+    def run_ids(self) -> dict[str, list[str]]:
+        """Group id -> ids of the runs that its checkpoint holds or will hold. Raises UserError for a damaged file."""
+        found = {}
+        for path in sorted(self.groups.glob("*/group.json")):
+            with contextlib.suppress(FileNotFoundError):  # its training has just ended
+                remedy = f"remove {path.parent} to start that group from its beginning"
+                found[path.parent.name] = read_json(path, remedy)["runs"]
+        return found
+
     def failure(self, run_id: str) -> dict[str, Any] | None:
         path = self.failures / f"{run_id}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path, "remove it to train that run again") if path.is_file() else None
+
+    def fail(self, run: Run, *, reason: str, step: int, **facts: Any) -> None:
+        """Note why a run has no student: it is not trained again until somebody asks for that."""
+        failure = {"reason": reason, "step": step, **facts, "label": run.info.label, "seed": run.info.seed}
+        write_atomic(self.failures / f"{run.id}.json", json.dumps(failure, indent=2))
 
     def task_id(self, task: TaskRun) -> str | None:
         """Hash of the task's protocol, or None where nothing has been evaluated under it here."""
         path = self.protocols / f"{task.key}.json"
-        return json.loads(path.read_text())["task_id"] if path.is_file() else None
+        return read_json(path, "remove it: it is written anew")["task_id"] if path.is_file() else None
 
     def has_record(self, run: Run, task: TaskRun) -> bool:
         """Whether there is a valid record; a damaged one counts as none. A fifth of a millisecond each.
@@ -308,11 +327,8 @@ def groups(runs: Iterable[Run], workspace: Workspace, max_group: int) -> list[Gr
 
 def _under_way(workspace: Workspace) -> list[list[str]]:
     """Run ids of each group that has a checkpoint, in a fixed order; small groups were split off larger ones."""
-    found = []
-    for path in sorted(workspace.groups.glob("*/group.json")):
-        if (path.parent / "checkpoint.pt").is_file():
-            found.append(json.loads(path.read_text())["runs"])
-    return sorted(found, key=len)
+    ids = workspace.run_ids()
+    return sorted((ids[group] for group in ids if generations(workspace.checkpoint(group))), key=len)
 
 
 def waiting_for_tasks(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +12,14 @@ import timm
 import torch
 import yaml
 from experiments import run, same, students, tiny
+from processes import SLOW, in_child, when_at
 from safetensors.torch import load_file
 
 from harness.errors import ConfigError, UserError
-from harness.job import Interrupted, Job
+from harness.job import Job
 from harness.progress import Console
 from harness.records import read_records
 from harness.runs import Workspace, groups, pending, student_runs
-
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -33,37 +29,6 @@ def undisturbed(tmp_path_factory):
     experiment = tiny(folder)
     run(experiment, folder / "workspace")
     return students(experiment, folder / "workspace")
-
-
-def in_child(experiment, workspace: Path):
-    """Start it in a process of its own, which can be killed."""
-
-    def work() -> None:
-        os.setsid()  # a job of its own, with its data workers
-        try:
-            run(experiment, workspace)
-        except Interrupted:
-            os._exit(130)
-        os._exit(0)
-
-    child = FORK.Process(target=work)
-    child.start()
-    return child
-
-
-def when_at(workspace: Path, step: int, child) -> None:
-    """Wait until some student has logged `step`."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and child.is_alive():
-        for path in workspace.glob("students/*.partial/train.jsonl"):
-            lines = path.read_text().splitlines()
-            if lines and json.loads(lines[-1])["step"] >= step:
-                return
-        time.sleep(0.002)
-    assert child.is_alive(), "it ended before it could be disturbed"
-
-
-SLOW = {"training": {"steps": 40}, "runtime": {"checkpoint_steps": 7, "log_steps": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -252,19 +217,6 @@ def test_a_failed_run_is_kept_with_its_batch_and_not_tried_again(tmp_path):
     failure = json.loads(next(tmp_path.glob("workspace/failures/*.json")).read_text())
     assert failure["reason"] == "the loss is not finite" and len(failure["batch"]) == 8
     assert not groups(student_runs(diverging), Workspace(tmp_path / "workspace"), 8)
-
-
-def test_a_damaged_checkpoint_is_named_and_left_in_place(tmp_path):
-    experiment, workspace = tiny(tmp_path, **SLOW), tmp_path / "workspace"
-    child = in_child(experiment, workspace)
-    when_at(workspace, 10, child)
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    path = next(workspace.glob("groups/*/checkpoint.pt"))
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
-        run(experiment, workspace)
-    assert path.stat().st_size == 1000
 
 
 def test_a_fitted_teacher_is_trained_once_and_planted_artifacts_are_seen(tmp_path):

@@ -7,6 +7,7 @@ autograd: 4 multiply-adds' worth of arithmetic a weight and sample, and no head 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,21 +44,42 @@ class Rows:
         """Rows [B, F] float32 by number [B]."""
         if self._resident is not None:
             return self._resident[torch.from_numpy(index).to(self._resident.device)]
+        return torch.from_numpy(self._read(index)).to(device)
+
+    def _read(self, index: np.ndarray) -> np.ndarray:
         out = np.empty((len(index), self.width), dtype=np.float32)
         start = 0
         for part in self.parts:
             stop = start + part.shape[1]
             out[:, start:stop] = part[index]
             start = stop
-        return torch.from_numpy(out).to(device)
+        return out
 
     def resident(self, device: str) -> Rows:
         """The same rows, on the device as a whole where it is another one and they fit `RESIDENT`."""
         if torch.device(device).type == "cpu" or 4 * self.width * len(self) > RESIDENT:
             return self
-        copy = Rows(*self.parts)
-        copy._resident = self.take(np.arange(len(self)), device)
-        return copy
+        there = copy.copy(self)
+        there._resident = self.take(np.arange(len(self)), device)
+        return there
+
+
+class Stacked(Rows):
+    """The rows of one view of some images, then those of the next view: row i of view v is number v n + i."""
+
+    def __init__(self, *views: Rows) -> None:
+        super().__init__(*views[0].parts)
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views) * len(self.views[0])
+
+    def _read(self, index: np.ndarray) -> np.ndarray:
+        out = np.empty((len(index), self.width), dtype=np.float32)
+        number, row = np.divmod(index, len(self.views[0]))
+        for i, view in enumerate(self.views):
+            out[number == i] = view._read(row[number == i])
+        return out
 
 
 def stratified_hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from harness.matching import chosen
 from harness.probes import (
     LinearHeads,
     Rows,
+    Stacked,
     classification_scores,
     knn_predict,
     predict,
@@ -82,6 +83,8 @@ class Classification(Task):
         steps: of the heads; None: 12,500 (linear) or 150 epochs (published). batch: None: 1024 or 64; at most all
             of the images trained on. Learning rates scale with it.
         images: at most so many training images, every class keeping its share; None: all.
+        views: 2: linear heads train on mirrored images too, encoded as images; the held-out tenth and neighbours are
+            never mirrored.
     """
 
     name = "classification"
@@ -100,26 +103,29 @@ class Classification(Task):
         steps: int | None = None,
         batch: int | None = None,
         images: int | None = None,
+        views: Literal[1, 2] = 1,
     ) -> None:
-        self.data, self.images = data, images
+        self.data, self.images, self.views = data, images, views
         self.linear = chosen("classification protocol", protocol, ("linear", "published")) == "linear"
         for what, value in (("steps", steps), ("batch", batch), ("images", images)):
             if value is not None and value < 1:
                 raise UserError(f"{what} of the classification task is {value}; give 1 or more, or leave it out")
+        if views not in (1, 2) or (views == 2 and not self.linear):
+            raise UserError(f"views is {views} under protocol {protocol!r}; give 1, or 2 under 'linear'")
         self.steps = steps if steps is not None or not self.linear else STEPS
         default_batch = BATCH if self.linear else PUBLISHED_BATCH
         self.batch = default_batch if batch is None else batch
 
     def protocol(self) -> dict[str, Any]:
         common = {"data": self.data.identity(), "steps": self.steps, "batch": self.batch, "version": 1}
-        common |= {"images": self.images}
+        common |= {"images": self.images, **({"views": self.views} if self.views > 1 else {})}
         common |= {"held_out": HELD_OUT, "knn": {"k": list(KS), "temperature": 0.07}}
         if self.linear:
             heads = grid_protocol()
             summary = (
                 f"best of {len(RATES)} learning rates x (CLS, CLS + mean patch) x (last block, last four blocks), "
                 f"{self.steps} steps at batch {self.batch}, chosen on a held-out tenth of {self.images or 'all'} "
-                "training images, measured on test once"
+                f"training images{', mirrored ones too' if self.views == 2 else ''}, measured on test once"
             )
             return {
                 "summary": summary,
@@ -164,8 +170,15 @@ class Classification(Task):
         kept, held_out = stratified_hold_out(labels, HELD_OUT, seed)
         make_sets = feature_sets if self.linear else _published_set
         splits = _Splits(make_sets(train), make_sets(test), labels, kept, held_out)
+        if self.views == 2:
+            mirrored = make_sets(encoder.pooled(train_source, dataclasses.replace(view, mirror=True), layers))
+            rows: dict[str, Rows] = {name: Stacked(own, mirrored[name]) for name, own in splits.rows.items()}
+            seen = np.concatenate([kept, kept + len(labels)])
+            both = _Splits(rows, splits.test_rows, np.tile(labels, 2), seen, held_out)
+        else:
+            both = splits
         train_head = self._chosen_head if self.linear else self._published_head
-        name, head, details = train_head(splits, classes, seed, encoder.device)
+        name, head, details = train_head(both, classes, seed, encoder.device)
 
         # Test labels are looked at from here on, when everything has been chosen.
         truth = torch.from_numpy(test_labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from harness.api import Vit, frozen
 from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder, weights_identity
-from harness.head_choice import RATES, feature_sets
+from harness.head_choice import RATES, choose_head, feature_sets
 from harness.models import as_vit
 from harness.probes import score_heads, train_linear_heads
 from harness.sources import Source
 from harness.toys import Colours, PixelVit
+from tasks import classification
 from tasks.classification import Classification
 
 
@@ -249,3 +251,36 @@ def test_fewer_training_images_keep_every_class_and_are_part_of_the_protocol():
     assert found["knn_top1"] > 0.5
     with pytest.raises(UserError, match="images of the classification task is 0"):
         Classification(data=task.data, images=0)
+
+
+def test_mirrored_images_train_heads_and_are_no_neighbours_and_not_held_out(monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+
+    def choose(sets, labels, *, train, held_out, **options):
+        seen.update(sets=sets, labels=labels, train=train, held_out=held_out)
+        return choose_head(sets, labels, train=train, held_out=held_out, **options)
+
+    monkeypatch.setattr(classification, "choose_head", choose)
+    sees = Encoder(PixelVit(), identity="sees", cache=None)
+    found, plain = task(views=2).evaluate(sees, seed=0), task().evaluate(sees, seed=0)
+    assert found["knn_top1"] == plain["knn_top1"] and found["knn_held_out_top1"] == plain["knn_held_out_top1"]
+
+    task(views=2).evaluate(sees, seed=0)
+    n = len(TRAIN)
+    assert (seen["held_out"] < n).all() and len(seen["labels"]) == 2 * n
+    assert not set(seen["train"] % n) & set(seen["held_out"]) and (seen["train"] >= n).sum() * 2 == len(seen["train"])
+    rows, view = next(iter(seen["sets"].values())), task().data.view()
+    mirrored = feature_sets(sees.pooled(TRAIN, dataclasses.replace(view, mirror=True), range(sees.depth)))
+    whole = feature_sets(sees.pooled(TRAIN, view, range(sees.depth)))
+    name = next(iter(seen["sets"]))
+    index = np.array([3, n + 3, 2 * n - 1, 0])
+    expected = torch.stack([whole[name].take(index % n)[0], *mirrored[name].take(index % n)[1:3]])
+    torch.testing.assert_close(rows.take(index)[:3], expected)
+    assert not torch.equal(*rows.take(np.array([3, n + 3])))
+
+
+def test_views_are_part_of_the_protocol_and_of_the_linear_one_alone():
+    assert task(views=2).protocol() != task().protocol() and "views" not in task().protocol()
+    for options in ({"views": 3}, {"views": 2, "protocol": "published"}):
+        with pytest.raises(UserError, match="views is"):
+            task(**options)

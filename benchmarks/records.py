@@ -19,7 +19,7 @@ from pathlib import Path
 
 from machine import describe
 
-from harness.records import Record, read_records, record_path
+from harness.records import Record, read_records, record_path, record_text
 from harness.seeds import content_hash
 from leaderboard.render import render
 from leaderboard.table import rows_and_columns
@@ -83,7 +83,7 @@ def write_all(folder: Path, conditions: int) -> int:
     count = 0
     for values in every(conditions, draws):
         made = Record.model_validate(values)
-        record_path(folder, made.run.id, made.task_id).write_text(made.model_dump_json(indent=2))
+        record_path(folder, made.run.id, made.task_id).write_text(record_text(made))
         count += 1
     return count
 

@@ -2,6 +2,7 @@
 
 A record is one number-bearing fact: this encoder, on this task, under this protocol. `records/` of a
 workspace holds one JSON file a record, `<run id>.<task id>.json`; the leaderboard is a pure function of them.
+The last field of a file is the SHA-256 of the rest, so that nobody trusts one that was cut short or changed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import json
 import math
 import os
@@ -21,11 +23,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from harness.errors import UserError
+from harness.migrations import FIRST, migrated
 
-SCHEMA = 1  # raised when a field changes its meaning
+SCHEMA = 2  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
 LARGEST = 1e150  # its square is still a double, so every mean and spread of values is finite
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+_END = "\n}\n"
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the file's name splits into run and task without doubt
 
 
@@ -205,9 +210,13 @@ def record_path(folder: Path, run_id: str, task_id: str) -> Path:
 
 def write_record(folder: Path, record: Record) -> Path:
     """Write one record atomically over whatever was there for the same run and task; returns its path."""
-    return write_atomic(
-        record_path(folder, record.run.id, record.task_id), record.model_dump_json(indent=2, warnings="error") + "\n"
-    )
+    return write_atomic(record_path(folder, record.run.id, record.task_id), record_text(record))
+
+
+def record_text(record: Record) -> str:
+    """A record as its file has it: JSON, its last field "sha256" that of the same text without this field."""
+    text = record.model_dump_json(indent=2, warnings="error") + "\n"
+    return f'{text.removesuffix(_END)},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"{_END}'
 
 
 def read_record(path: Path | str) -> Record:
@@ -219,10 +228,13 @@ def read_record(path: Path | str) -> Record:
     """
     with open(path, "rb") as file:
         data = file.read()
+    text = _unsealed(data)
     try:
-        if b"NaN" in data or b"Infinity" in data:  # either part of a string, or not JSON at all
-            json.loads(data, parse_constant=_refuse)
-        record = Record.model_validate_json(data)
+        if text is None:
+            text = _older(data)
+        if b"NaN" in text or b"Infinity" in text:  # either part of a string, or not JSON at all
+            json.loads(text, parse_constant=_refuse)
+        record = Record.model_validate_json(text)
     except ValueError as error:
         raise _explain(Path(path), data, error) from None
     if record.schema_version != SCHEMA or "schema_version" not in record.model_fields_set:
@@ -234,12 +246,32 @@ def read_record(path: Path | str) -> Record:
     return record
 
 
+def _unsealed(data: bytes) -> bytes | None:
+    """The text that a checksum at its end is of; None where there is none, or it is not that of the text."""
+    found = _SEAL.search(data, max(0, len(data) - 100))
+    if found is None:
+        return None
+    text = data[: found.start()] + _END.encode()
+    return text if hashlib.sha256(text).hexdigest().encode() == found[1] else None
+
+
+def _older(data: bytes) -> bytes:
+    """A record of an older schema as one of this schema. Raises ValueError for what is none."""
+    found = json.loads(data, parse_constant=_refuse)
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version == SCHEMA:
+        raise ValueError("changed or cut short since it was written: its checksum is not that of its content")
+    if not isinstance(version, int) or not FIRST <= version < SCHEMA:
+        raise ValueError(f"schema_version is {version!r}")
+    return json.dumps(migrated(found, SCHEMA)).encode()
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"it holds {constant}, and a record holds finite numbers only")
 
 
 def _explain(path: Path, data: bytes, error: ValueError | None) -> RecordError:
-    """Why `data` is not a record of this schema; a wrong schema is said before what follows from it."""
+    """Why `data` is not a record; a wrong schema is said before what follows from it."""
     try:
         found = json.loads(data)
     except ValueError as broken:
@@ -247,8 +279,8 @@ def _explain(path: Path, data: bytes, error: ValueError | None) -> RecordError:
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         return RecordError(path, f"schema {version} is newer than this program's {SCHEMA}; update singer-bench", True)
-    if version != SCHEMA:
-        return RecordError(path, f"not a record of schema {SCHEMA} (schema_version: {version!r})")
+    if not isinstance(version, int) or version < FIRST:
+        return RecordError(path, f"not a record of schema {FIRST} to {SCHEMA} (schema_version: {version!r})")
     if not isinstance(error, ValidationError):
         return RecordError(path, str(error))
     first = error.errors(include_url=False, include_context=False)[0]
@@ -294,7 +326,7 @@ def _no_collector() -> Iterator[None]:
 
 
 def has_record(folder: Path, run_id: str, task_id: str) -> bool:
-    """Whether a valid record of this run on this task exists; a damaged one counts as none and is made anew.
+    """Whether a valid record of this run on this task exists; a damaged one counts as none.
 
     Raises:
         RecordError: it was written by a newer version, and must not be overwritten by an older one.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import gc
+import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness import records
+from harness import migrations, records
 from harness.errors import UserError
 from harness.records import (
     SCHEMA,
@@ -196,21 +198,24 @@ def test_what_is_renamed_has_been_synced(tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == ["sync", "rename", "sync"]  # the file, then the folder
 
 
+def sealed(text: str) -> str:
+    """The text of a record with the checksum that belongs to it, whatever is wrong with it."""
+    return f'{text[: -len("}") - 2]},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def unsealed(text: str) -> str:
+    return re.sub(r',\n  "sha256": "[0-9a-f]{64}"\n}\n$', "\n}\n", text)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda text: text[: len(text) // 2], "cut short"),
         (lambda text: "", "cut short"),
         (lambda text: "[]", "not a record"),
-        (lambda text: text.replace(f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}'), "newer"),
-        (lambda text: text.replace(f'"schema_version": {SCHEMA}', '"schema_version": 0'), "schema_version: 0"),
-        (lambda text: text.replace(f'"schema_version": {SCHEMA},', ""), "schema_version: None"),
-        (lambda text: text.replace('"top1": 0.5', '"top1": NaN'), "NaN"),
-        (lambda text: text.replace('"epochs": 10', '"epochs": Infinity'), "Infinity"),
-        (lambda text: text.replace('"top1": 0.5', '"top1": "much"'), "values.top1"),
-        (lambda text: text.replace('"label": "fitnet",', ""), "run.label"),
-        (lambda text: text.replace('"id": "ab12"', '"id": "ab13"'), "name does not fit"),
-        (lambda text: text.replace('"task_id": "cd34"', '"task_id": "cd35"'), "name does not fit"),
+        (lambda text: text.replace('"top1": 0.5', '"top1": 0.6'), "its checksum is not that of its content"),
+        (lambda text: unsealed(text), "changed or cut short since it was written"),
+        (lambda text: json.dumps(json.loads(text)), "changed or cut short since it was written"),
     ],
 )
 def test_a_damaged_file_is_reported_by_name_and_the_others_are_read(tmp_path: Path, damage: Any, reason: str) -> None:
@@ -226,12 +231,80 @@ def test_a_damaged_file_is_reported_by_name_and_the_others_are_read(tmp_path: Pa
         read_record(path)
 
 
-def test_any_truncation_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text.replace(f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}'), "newer"),
+        (lambda text: text.replace(f'"schema_version": {SCHEMA}', '"schema_version": 0'), "schema_version: 0"),
+        (lambda text: text.replace(f'"schema_version": {SCHEMA},', ""), "schema_version: None"),
+        (lambda text: text.replace('"top1": 0.5', '"top1": NaN'), "NaN"),
+        (lambda text: text.replace('"epochs": 10', '"epochs": Infinity'), "Infinity"),
+        (lambda text: text.replace('"top1": 0.5', '"top1": "much"'), "values.top1"),
+        (lambda text: text.replace('"label": "fitnet",', ""), "run.label"),
+        (lambda text: text.replace('"id": "ab12"', '"id": "ab13"'), "name does not fit"),
+        (lambda text: text.replace('"task_id": "cd34"', '"task_id": "cd35"'), "name does not fit"),
+    ],
+)
+def test_what_no_record_of_ours_holds_is_told_by_name_though_its_checksum_fits(
+    tmp_path: Path, change: Any, reason: str
+) -> None:
     path = write_record(tmp_path, Record(**values()))
-    whole = path.read_bytes().rstrip()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
-        assert read_records(tmp_path)[0] == [], length
+    path.write_text(sealed(change(unsealed(path.read_text()))))
+    found, problems = read_records(tmp_path)
+    assert found == [] and [p.path for p in problems] == [path] and reason in problems[0].reason
+
+
+def test_any_truncation_and_any_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = write_record(tmp_path, Record(**values()))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        for text in (whole[:place], bytes(changed)):
+            path.write_bytes(text)
+            assert read_records(tmp_path)[0] == [], place
+
+
+def test_the_checksum_in_a_record_is_that_of_the_rest_of_its_text(tmp_path: Path) -> None:
+    path = write_record(tmp_path, Record(**values()))
+    text = path.read_text()
+    assert json.loads(text)["sha256"] == hashlib.sha256(unsealed(text).encode()).hexdigest()
+
+
+# ---- older schemas
+
+OLD = ROOT / "tests" / "samples" / "db7ef3feae26fc0a.ad4d248c8a5bca84.json"
+
+
+def test_a_record_of_the_first_schema_is_read_and_written_as_one_of_this(tmp_path: Path) -> None:
+    assert json.loads(OLD.read_text())["schema_version"] == 1
+    record = read_record(OLD)
+    assert record.schema_version == SCHEMA and record.values["max_over_median"] == 1.1347008019685745
+    assert record.run.label == "fitnet" and list(record.metrics)[0] == "outlier_share"
+    assert has_record(OLD.parent, record.run.id, record.task_id)
+    assert read_record(write_record(tmp_path, record)) == record
+
+
+def test_an_older_record_that_is_damaged_is_noticed(tmp_path: Path) -> None:
+    text = OLD.read_text()
+    for damaged in (
+        text[:-20],
+        text.replace('"outlier_share": 0.0', '"outlier_share": NaN'),
+        text.replace("cost", "c"),
+    ):
+        (tmp_path / OLD.name).write_text(damaged)
+        assert read_records(tmp_path)[0] == []
+        assert not has_record(tmp_path, *OLD.stem.split("."))
+
+
+def test_every_older_schema_has_its_migration() -> None:
+    assert set(migrations.MIGRATIONS) == set(range(migrations.FIRST, SCHEMA))
+
+
+def test_a_record_goes_through_every_version_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {n: lambda record, n=n: {**record, "seen": [*record.get("seen", []), n]} for n in (1, 2, 3)}
+    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
+    assert migrations.migrated({"schema_version": 2}, 4) == {"schema_version": 4, "seen": [2, 3]}
 
 
 def test_a_schema_that_is_newer_is_said_before_its_unknown_fields(tmp_path: Path) -> None:
@@ -273,7 +346,7 @@ def test_only_a_valid_record_counts_as_done(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text[:50])
     assert not has_record(tmp_path, "ab12", "cd34")
-    path.write_text(text.replace(f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}'))
+    path.write_text(sealed(unsealed(text).replace(f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}')))
     with pytest.raises(RecordError, match="newer"):  # an older program must not write over it
         has_record(tmp_path, "ab12", "cd34")
 

@@ -407,7 +407,8 @@ def test_a_record_of_a_newer_version_is_never_taken_for_a_damaged_one(workspace)
     here = experiment()
     run, task = student_runs(here)[0], task_runs(here)[0]
     path = measure(run, task, workspace)
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 999'))
+    newer = {**json.loads(path.read_text()), "schema_version": 999}
+    path.write_text(json.dumps(newer))
     with pytest.raises(UserError, match="newer"):
         workspace.has_record(run, task)
 

@@ -1,0 +1,27 @@
+"""Records of older schemas brought to the present one: one function a version. No torch.
+
+Files on disk stay as they are; a record is brought up to date each time it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+FIRST = 1  # the oldest schema that is read
+Plain = dict[str, Any]
+
+
+def _from_1(record: Plain) -> Plain:
+    """Schema 2 has a checksum behind the record, which is no part of it."""
+    return record
+
+
+MIGRATIONS: dict[int, Callable[[Plain], Plain]] = {1: _from_1}  # version -> what makes of it one of the next
+
+
+def migrated(record: Plain, to: int) -> Plain:
+    """A record's JSON object, `record["schema_version"]` at least FIRST, as one of schema `to`."""
+    for version in range(record["schema_version"], to):
+        record = {**MIGRATIONS[version](record), "schema_version": version + 1}
+    return record

@@ -58,7 +58,7 @@ class Evaluation:
 
     def pending(self, runs: Sequence[Run]) -> bool:
         """Evaluate every trained encoder that is free on the tasks it lacks; True where others are at work."""
-        tasks = self._tasks()
+        tasks = self.tasks()
         waiting = waiting_for_tasks(runs, [t for t, _ in tasks], self.workspace)
         instances = {t.key: task for t, task in tasks}
         if waiting:
@@ -79,7 +79,7 @@ class Evaluation:
                 bar.update(number)
         return busy
 
-    def _tasks(self) -> list[tuple[TaskRun, Task]]:
+    def tasks(self) -> list[tuple[TaskRun, Task]]:
         """The tasks, built, with the hash of each one's protocol noted in the workspace."""
         built = []
         for task in task_runs(self.experiment):

@@ -52,7 +52,8 @@ class TaskRun:
     """One task under one protocol. id is known once the protocol is: see `Workspace.task_id`."""
 
     spec: TaskSpec
-    key: str  # hash of kind, options and data: what a configuration alone tells
+    key: str  # hash of kind, options and data: what a configuration alone tells, and of the code
+    asked: str  # the same without the code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,16 +290,13 @@ def task_runs(experiment: Experiment) -> list[TaskRun]:
     for spec in experiment.tasks:
         entry = known.tasks[spec.task]
         data = spec.data or experiment.data
-        key = content_hash(
-            {
-                "task": spec.task,
-                "source": entry.source_hash,
-                "code": protocol_code(),
-                "options": known.resolve("task", spec.task, spec.options),
-                "data": {k: v for k, v in data_identity(known, data).items() if k != "augment"},
-            }
-        )
-        found.append(TaskRun(spec, key))
+        asked = {
+            "task": spec.task,
+            "options": known.resolve("task", spec.task, spec.options),
+            "data": {k: v for k, v in data_identity(known, data).items() if k != "augment"},
+        }
+        key = content_hash({**asked, "source": entry.source_hash, "code": protocol_code()})
+        found.append(TaskRun(spec, key, content_hash(asked)))
     keys = [task.key for task in found]
     twice = ", ".join(task.spec.title() for task in found if keys.count(task.key) > 1)
     if twice:

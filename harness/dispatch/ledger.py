@@ -43,7 +43,8 @@ class Unit:
         runs: ids of runs that are trained together, or evaluated. titles: of the runs, for people.
         experiment: name of experiments/<name>.yaml in the workspace.
         needs: units that must have ended well before this one can begin.
-        tasks: keys of the tasks that an evaluation has to do.
+        tasks: keys of the tasks that an evaluation has to do. asked: the same without the state of the code, so that
+            an edit does not make another evaluation of one that is still to come.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Unit:
     experiment: str
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind} {', '.join(self.titles)}"

@@ -162,15 +162,16 @@ def _teardown(asked: Submission, folder: Path) -> list[str]:
     Such a job goes on at its checkpoint, whether or not somebody waits for it. Slurm's own ends (time-out, preemption,
     scancel) are not running any more, and are left alone.
     """
-    killed = shlex.quote(str(folder)) + '/"$SLURM_JOB_ID".killed'
-    running = '"$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING'
+    requeues = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {asked.requeues} ]'
     return [
         "code=$?",
-        f'if [ "$code" -gt 128 ] && [ "$code" -lt 255 ] && [ {running} ]; then',
-        f'  echo "$code" >> {killed}',
-        f'  if [ "$(wc -l < {killed})" -le {KILLED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {asked.requeues} ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID"',
-        "  fi",
+        # The number of an array's last task is also that of the whole array, which must be neither asked nor requeued.
+        'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+        'job="${job:-$SLURM_JOB_ID}"',
+        'if [ "$code" -gt 128 ] && [ "$code" -lt 255 ] && [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then',
+        f'  killed={shlex.quote(str(folder))}/"$job".killed',
+        '  echo "$code" >> "$killed"',
+        f'  if [ "$(wc -l < "$killed")" -le {KILLED} ] && {requeues}; then scontrol requeue "$job"; fi',
         "fi",
         'exit "$code"',
     ]

@@ -84,13 +84,14 @@ def submit(
     with _alone(workspace, console):
         ledger = Ledger(workspace)
         found = look(experiment, workspace, where, adopting=True)
+        if found.units and where == "slurm":
+            test_only(experiment, workspace, checked)
+        if found.units and preflight:
+            _preflight(experiment, workspace, console, found.units)
+            found = look(experiment, workspace, where)  # evaluations that this code would not change are known by now
         _say(found, workspace, console)
         if not found.units:
             return []
-        if where == "slurm":
-            test_only(experiment, workspace, checked)
-        if preflight:
-            _preflight(experiment, workspace, console, found.units)
         folder = snapshot.take(workspace, experiment)
         attempts = {unit.id: _attempt(ledger, found.entries, unit) for unit in found.units}
         if where == "local":
@@ -171,6 +172,7 @@ def _preflight(experiment: Experiment, workspace: Workspace, console: Console, u
     job.builder.same_as_before(job.builder.data, "train")
     job.evaluation.preflight([r for r in bound_runs(experiment) + students if ("evaluate", r.id) in wanted])
     job.builder.preflight([run for run in students if ("train", run.id) in wanted])
+    job.evaluation.tasks()
 
 
 def _attempt(ledger: Ledger, entries: Mapping[str, Entry], unit: Unit) -> int:
@@ -217,11 +219,10 @@ def _submit_arrays(
 
 
 def _at_once(asked: Submission, array: Array, planned: list[Array]) -> int | None:
-    """How many of an array's jobs may run at once: evaluations share the bound, and so does what trains."""
+    """How many of an array's jobs may run at once: those of its kind share the bound."""
     if asked.max_jobs is None:
         return None
-    alike = sum((other.kind == "evaluate") == (array.kind == "evaluate") for other in planned)
-    return max(1, asked.max_jobs // alike)
+    return max(1, asked.max_jobs // sum(other.kind == array.kind for other in planned))
 
 
 def _described(array: Array) -> str:

@@ -7,11 +7,11 @@ submitted twice, submits only what nobody is at work on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.config import Experiment
-from harness.dispatch.ledger import Entry, Unit
+from harness.dispatch.ledger import Entry, Kind, Unit
 from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_run, fit_runs, groups, student_runs, task_runs
 from harness.seeds import content_hash
 
@@ -41,10 +41,10 @@ class _Planner:
         self.experiment, self.workspace = experiment, workspace
         self.live, self.failed = live, failed
         self.trains = {run: i for i, entry in live.items() if entry.unit.kind != "evaluate" for run in entry.unit.runs}
-        self.coming: dict[str, set[str]] = {}  # run -> keys of the tasks that evaluations under way will do
+        self.coming: dict[str, set[str]] = {}  # run -> the tasks that evaluations under way will do
         for entry in live.values():
             for run in entry.unit.runs:
-                self.coming.setdefault(run, set()).update(entry.unit.tasks)
+                self.coming.setdefault(run, set()).update(entry.unit.asked)
         self.units: list[Unit] = []
         self.held: list[Unit] = []
         self.stuck: set[str] = set()  # runs that wait for one that failed
@@ -65,10 +65,17 @@ class _Planner:
         if unit.kind != "evaluate":
             self.trains.update(dict.fromkeys(unit.runs, unit.id))
 
-    def _unit(self, kind: str, name: str, runs: Iterable[Run], needs: Iterable[str], tasks: Iterable[str] = ()) -> Unit:
-        runs = tuple(runs)
-        ids, titles = tuple(run.id for run in runs), tuple(run.title for run in runs)
-        return Unit(f"{kind}-{name}", kind, ids, titles, self.experiment.name, tuple(needs), tuple(tasks))  # type: ignore[arg-type]
+    def _unit(self, kind: Kind, name: str, runs: Sequence[Run], needs: Iterable[str], tasks: Sequence[TaskRun] = ()):
+        return Unit(
+            f"{kind}-{name}",
+            kind,
+            tuple(run.id for run in runs),
+            tuple(run.title for run in runs),
+            self.experiment.name,
+            tuple(needs),
+            tuple(task.key for task in tasks),
+            tuple(task.asked for task in tasks),
+        )
 
     def _fits(self) -> None:
         for run in fit_runs(self.experiment):
@@ -100,10 +107,14 @@ class _Planner:
             if wanted:
                 # Students wait for their own training alone, since that has waited for the teacher's.
                 needs = [self.trains[run.id]] if run.id in self.trains else self._fit_of(run)
-                name = run.id if f"evaluate-{run.id}" not in self.live else f"{run.id}-{content_hash(wanted, 8)}"
+                name = (
+                    run.id
+                    if f"evaluate-{run.id}" not in self.live
+                    else f"{run.id}-{content_hash([task.asked for task in wanted], 8)}"
+                )
                 self._add(self._unit("evaluate", name, [run], needs, wanted))
 
-    def _missing(self, run: Run, tasks: list[TaskRun]) -> list[str]:
-        """Keys of the tasks that have no record of a run, and that no evaluation under way will give one."""
+    def _missing(self, run: Run, tasks: list[TaskRun]) -> list[TaskRun]:
+        """The tasks that have no record of a run, and that no evaluation under way will give one."""
         coming, trained = self.coming.get(run.id, ()), self.workspace.is_trained(run)
-        return [t.key for t in tasks if t.key not in coming and not (trained and self.workspace.has_record(run, t))]
+        return [t for t in tasks if t.asked not in coming and not (trained and self.workspace.has_record(run, t))]

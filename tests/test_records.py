@@ -280,7 +280,7 @@ def test_a_record_of_the_first_schema_is_read_and_written_as_one_of_this(tmp_pat
     assert json.loads(OLD.read_text())["schema_version"] == 1
     record = read_record(OLD)
     assert record.schema_version == SCHEMA and record.values["max_over_median"] == 1.1347008019685745
-    assert record.run.label == "fitnet" and list(record.metrics)[0] == "outlier_share"
+    assert record.run.label == "fitnet" and next(iter(record.metrics)) == "outlier_share"
     assert has_record(OLD.parent, record.run.id, record.task_id)
     assert read_record(write_record(tmp_path, record)) == record
 

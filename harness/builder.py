@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness import models
+from harness import models, students
 from harness.api import Method, Vit, frozen
 from harness.calibration import SourceCalibration, calibration_images
 from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Data, steps_an_epoch
 from harness.errors import ConfigError, UserError
+from harness.integrity import Damaged, read_json
 from harness.locks import Lock
 from harness.planting import plant
 from harness.records import write_atomic
@@ -67,7 +68,7 @@ class Builder:
         if not path.is_file():
             write_atomic(path, json.dumps(now, indent=2))
             return
-        before = json.loads(path.read_text())
+        before = read_json(path, "remove it once you know that the data is what it was")
         if before["identity"] != now["identity"]:
             raise UserError(
                 f"data {data.name!r} ({split}) is not what this workspace was started with: {before['count']} samples "
@@ -92,7 +93,7 @@ class Builder:
         elif fitted:
             run = fit_run(self.experiment, spec)
             self.fit(run)
-            teacher = models.load_exported(self.workspace.student(run.id), self.device)
+            teacher = models.load_exported(self._fitted(run), self.device)
         else:
             teacher = models.build_student(spec.model_dump(), size, self.num_classes, 0, device=self.device)
             frozen(teacher.model)
@@ -101,6 +102,16 @@ class Builder:
         if not repairs_of(spec):
             return teacher
         return self._repaired(teacher, spec) if fitted or spec.fit is None else unfound(teacher, spec)
+
+    def _fitted(self, run: Run) -> Path:
+        """The folder of a teacher that was trained here. Raises UserError where it is damaged, having set it aside."""
+        folder = self.workspace.student(run.id)
+        try:
+            students.checked(folder)
+        except Damaged as damage:
+            reason = students.lose(self.workspace, run, damage)
+            raise UserError(f"the teacher that was trained here: {reason}; --retry-failed trains it again") from damage
+        return folder
 
     def _repaired(self, teacher: models.TimmVit, spec: TeacherSpec) -> Vit:
         """What a repair needs of the data is found by one process and read by all others."""
@@ -173,10 +184,12 @@ class Builder:
         """A finished run's method, frozen, with the state that was kept beside its student.
 
         Raises:
-            UserError: the file is missing or is not of this method.
+            UserError: the file is missing, damaged, or not of this method.
         """
         method = self.method(run, self.student(run), teacher, calibrate=False)
-        path = self.workspace.student(run.id) / "method.safetensors"
+        folder = self.workspace.student(run.id)
+        students.checked(folder)
+        path = folder / "method.safetensors"
         try:
             state = load_file(str(path), device=self.device)
         except (OSError, SafetensorError) as error:

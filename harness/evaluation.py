@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -9,17 +10,26 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-import yaml
-
-from harness import models
+from harness import models, students
 from harness.api import Task
 from harness.builder import Builder, open_data
 from harness.data import Data
 from harness.errors import ConfigError, UserError
 from harness.features import Encoder
+from harness.integrity import Damaged, set_aside
 from harness.locks import Lock
 from harness.progress import Console
-from harness.records import Cost, MetricInfo, Record, has_record, write_atomic, write_record
+from harness.records import (
+    Cost,
+    MetricInfo,
+    Record,
+    RecordError,
+    has_record,
+    read_record,
+    record_path,
+    write_atomic,
+    write_record,
+)
 from harness.reference import Reference
 from harness.registry import task_class
 from harness.repairs import vit_identity
@@ -74,7 +84,8 @@ class Evaluation:
                         busy = True
                         continue
                     left = [t for t in missing if not self.workspace.has_record(run, t)]
-                    if left:
+                    if left and self._is_whole(run):
+                        self._set_damaged_aside(run, left)
                         self._evaluate(run, [(t, instances[t.key]) for t in left])
                 bar.update(number)
         return busy
@@ -99,6 +110,28 @@ class Evaluation:
         options = self.experiment.known().resolve("task", task.spec.task, task.spec.options)
         return task_class(task.spec.task)(data=data, **options), data  # type: ignore[call-arg]
 
+    def _is_whole(self, run: Run) -> bool:
+        """Whether a student is as it was written; one that is not is set aside, and its run fails."""
+        if run.info.kind != "student":
+            return True
+        try:
+            students.checked(self.workspace.student(run.id))
+        except Damaged as damage:
+            reason = students.lose(self.workspace, run, damage)
+            self.console.say(f"{run.title} cannot be evaluated: {reason}; --retry-failed trains it again")
+            return False
+        return True
+
+    def _set_damaged_aside(self, run: Run, missing: Sequence[TaskRun]) -> None:
+        """What lies where these records go is none that can be trusted; it is measured anew, and kept."""
+        for task in missing:
+            path = record_path(self.workspace.records, run.id, str(self.workspace.task_id(task)))
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    read_record(path)
+                except RecordError as error:
+                    self.console.say(f"{error}; it is set aside as {set_aside(path).name} and measured anew")
+
     def _encoder(self, run: Run) -> tuple[Encoder, dict[str, Any]]:
         """The frozen encoder of a run, and what is known of how it came to be."""
         described: dict[str, Any] = {}
@@ -113,7 +146,7 @@ class Evaluation:
         else:
             folder = self.workspace.student(run.id)
             vit = models.load_exported(folder, self.device)
-            described = yaml.safe_load((folder / "run.yaml").read_text())
+            described = students.described(folder)
             head_trained = described["head_trained"]
         encoder = Encoder(
             vit,

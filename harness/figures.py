@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness import captions, drawing, models, page
+from harness import captions, drawing, models, page, students
 from harness.builder import Builder
 from harness.config import Experiment, parse
 from harness.data import Data
@@ -236,7 +236,9 @@ def _of_runs(
                     f"{run.info.label}: no target column, since it changes the tokens of blocks {blocks} only."
                 )
     for run in runs:
-        student = models.load_exported(builder.workspace.student(run.id), builder.device)
+        folder = builder.workspace.student(run.id)
+        students.checked(folder)
+        student = models.load_exported(folder, builder.device)
         yield vit_column(run.info.label, "student", student, counterpart(shown, student.depth, depth))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
+from harness import students
 from harness.catalogue import Catalogue, Entry, catalogue
 from harness.config import Experiment, parse
 from harness.errors import UserError, unknown
@@ -280,6 +281,8 @@ def export(student: Path, output: Path) -> str:
         inside = sorted(p.name for p in (student / "students").glob("*") if p.is_dir() and p.suffix != ".partial")
         hint = f"; name one of {student / 'students'}: {', '.join(inside)}" if inside else ""
         raise UserError(f"{str(student)!r} is no student's folder, since it lacks {' and '.join(missing)}{hint}")
+    if (student / "run.yaml").is_file():
+        students.checked(student, EXPORTED)
     try:
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()):

@@ -50,7 +50,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     """All that decides a teacher's tokens, as plain values. A repair that is not made is not mentioned."""
     spec = twin(spec)
     plain = model_identity(spec)
-    plain["fit"] = spec.fit.model_dump(mode="json") if spec.fit else None
+    plain["fit"] = spec.fit.identity() if spec.fit else None
     # A clean teacher without planting differs from one planted at size 0, whose later blocks are blind.
     plain["planted"] = spec.planted.identity() if spec.planted else None
     repairs = spec.model_dump(mode="json", include=set(REPAIRS), exclude_none=True)

@@ -153,7 +153,7 @@ def _spec(
         "teacher": teacher,
         "student": model_identity(student),
         "data": data_identity(known, experiment.data),
-        "training": experiment.training.model_dump(mode="json"),
+        "training": experiment.training.identity(),
     }
 
 
@@ -227,7 +227,7 @@ def condition(experiment: Experiment) -> str:
             "teacher": teacher_identity(experiment.teacher),
             "student": model_identity(experiment.student),
             "data": data_identity(experiment.known(), experiment.data),
-            "training": experiment.training.model_dump(mode="json"),
+            "training": experiment.training.identity(),
         }
     )
 

@@ -105,6 +105,7 @@ class Training(Strict):
     min_lr_share: Share = 1e-4  # the cosine ends at this share of lr
     clip_grad: Positive | None = None  # norm over student and method together
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False  # whether NVIDIA GPUs may round what products of fp32 multiply to 10 bits: harness.precision
     compile: bool = False
 
     @model_validator(mode="after")
@@ -117,6 +118,10 @@ class Training(Strict):
         """How many steps it takes, where an epoch has so many."""
         return self.steps or max(1, round((self.epochs or 0) * an_epoch))
 
+    def identity(self) -> dict[str, Any]:
+        """tf32 is left out while it is off, so that what was trained before it could be set stays known."""
+        return self.model_dump(mode="json", exclude=None if self.tf32 else {"tf32"})
+
 
 class Fit(Strict):
     """A teacher that is trained here first, on the experiment's data, and kept."""
@@ -124,6 +129,9 @@ class Fit(Strict):
     method: str = "none"
     seed: int = 0
     training: Training
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": self.method, "seed": self.seed, "training": self.training.identity()}
 
 
 class Planted(Strict):

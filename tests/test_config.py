@@ -25,7 +25,9 @@ GOOD: dict[str, Any] = {
     "training": {"epochs": 1},
     "methods": ["fitnet", {"method": "singer", "hyperparameters": {"rank": 8}}],
 }
-TRAINING = "batch_size, betas, clip_grad, compile, epochs, lr, min_lr_share, momentum, optimizer, precision, steps"
+TRAINING = (
+    "batch_size, betas, clip_grad, compile, epochs, lr, min_lr_share, momentum, optimizer, precision, steps, tf32"
+)
 
 
 def good(**changes: Any) -> Experiment:

@@ -132,6 +132,7 @@ TRAINING = {
     "min_lr_share": 0.1,
     "clip_grad": 1.0,
     "precision": "bf16",
+    "tf32": True,
     "compile": True,
 }
 
@@ -175,8 +176,16 @@ def test_identities_do_not_change_by_accident():
 
 
 def test_every_training_setting_is_part_of_a_run():
-    spec = student_runs(experiment())[0].spec
+    spec = student_runs(experiment(training={"tf32": True}))[0].spec
     assert set(TRAINING) | {"steps"} == set(spec["training"]) == set(type(experiment().training).model_fields)
+
+
+def test_tf32_is_in_no_identity_while_it_is_off():
+    fitted = {"teacher": {"fit": {"training": {"epochs": 1}}}}
+    spec = student_runs(experiment(**fitted))[0].spec
+    assert "tf32" not in spec["training"] and "tf32" not in spec["teacher"]["fit"]["training"]
+    on = merge(fitted, {"teacher": {"fit": {"training": {"tf32": True}}}})
+    assert not ids(**on) & ids(**fitted)
 
 
 def test_a_run_depends_on_its_method_and_every_hyperparameter_of_it():

@@ -238,13 +238,16 @@ class _Answers:
         self.jobs: dict[tuple[str, int | None], Seen] = {}
 
     def read(self, found: Iterable[tuple[str, Seen]]) -> None:
-        """What is told later counts."""
+        """What is told later counts, but the accounting knows neither why a job waits nor how often it was requeued."""
         for name, job in found:
             index = job.job.partition("_")[2]
-            self.jobs[name, int(index) if index else None] = job
+            key = (name, int(index) if index.isdecimal() else None)
+            before = self.jobs.get(key, job)
+            self.jobs[key] = dataclasses.replace(job, reason=before.reason, restarts=before.restarts)
 
     def of(self, entry: Entry) -> Seen | None:
-        return self.jobs.get((entry.name, entry.index))
+        """A task that never began has no answer of its own, where its whole array was cancelled."""
+        return self.jobs.get((entry.name, entry.index)) or self.jobs.get((entry.name, None))
 
 
 _FIELDS = ("ArrayJobID:32", "ArrayTaskID:32", "JobID:32", "State:32", "Reason:64", "RestartCnt:12", "NodeList:128")
@@ -296,7 +299,7 @@ def _sacct(entries: Iterable[Entry]) -> list[tuple[str, Seen]]:
         status, _, number = code.partition(":")
         signalled = number not in ("", "0") or int(status or 0) > 128
         found.append((name, Seen(job, state.split()[0], "", signalled, _said(node), 0, _said(since))))
-    return [(name, job) for name, job in found if job.state in ENDED and "[" not in job.job]
+    return [(name, job) for name, job in found if job.state in ENDED]
 
 
 def cancel(entries: Iterable[Entry]) -> None:

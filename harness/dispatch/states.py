@@ -130,7 +130,7 @@ def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str 
     if entry.job is None and seen is None:
         return "lost", "it was never submitted: whoever submitted it was stopped"
     if seen is not None and seen.state == "CANCELLED":
-        return "cancelled", "by Slurm's scancel, or since what it needs did not end well"
+        return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "cancelled"
     end = ledger.end(entry)
     if end is not None and end.outcome == "failed":
         return "failed", end.reason

@@ -11,6 +11,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 import harness
@@ -49,13 +50,19 @@ class Work:
 
     def __call__(self) -> None:
         """Raises whatever kept the unit from being done; a method that diverges is a result, not an error."""
+        from submitit.core.utils import UncompletedJobError
+
         self._same_code()
         self._begin()
+        job = None
         try:
             job = self._job()
             self._do(job)
         except Interrupted:
-            self._stopped(job.stop.asked or signal.SIGTERM)
+            self._stopped(job.stop.asked if job is not None else None)
+        except (UncompletedJobError, SubprocessError) as error:  # submitit's handler, while nothing had to be saved
+            self._out_of_time(error)
+            raise
         except Exception as error:
             self._end("failed", " ".join(str(error).split()) or type(error).__name__)
             raise
@@ -97,20 +104,25 @@ class Work:
         else:
             job.run(train=(), evaluate=self.unit.runs)
 
-    def _stopped(self, asked: int) -> None:
+    def _stopped(self, asked: int | None) -> None:
         """Everything is saved: requeue through submitit, or end as a process ends that a signal has ended."""
-        if asked != signal.SIGUSR2:
-            self._end("stopped", f"stopped by {signal.Signals(asked).name}")
-            raise SystemExit(128 + asked)
         from submitit.core.utils import UncompletedJobError
 
+        if asked != signal.SIGUSR2:
+            number = signal.Signals(asked or signal.SIGTERM)
+            self._end("stopped", f"stopped by {number.name}")
+            raise SystemExit(128 + number)
         requeue = signal.getsignal(signal.SIGUSR2)
         assert callable(requeue)
         try:
             requeue(asked, None)  # returns in ranks other than the first, which Slurm ends with it
-        except UncompletedJobError as error:
-            self._end("stopped", f"{error} What is saved is kept: `singer-bench submit` goes on there")
+        except (UncompletedJobError, SubprocessError) as error:
+            self._out_of_time(error)
             raise
+
+    def _out_of_time(self, error: Exception) -> None:
+        reason = str(error).rstrip(".")
+        self._end("stopped", f"{reason}; what is saved is kept: `singer-bench submit` goes on there")
 
     def _end(self, outcome: str, reason: str | None = None) -> None:
         if _rank() == 0:

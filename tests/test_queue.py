@@ -15,10 +15,11 @@ import fake_jobs
 import pytest
 from fake_jobs import FakeWork
 
-from harness.dispatch import local, processes, server
+from harness.dispatch import local, processes, queue, server
 from harness.dispatch.inventory import Gpu, Inventory
 from harness.dispatch.ledger import Entry, Ledger, Unit
 from harness.dispatch.server import Server
+from harness.errors import UserError
 from harness.locks import Lock
 from harness.progress import Console
 from harness.runs import Workspace
@@ -475,3 +476,95 @@ def test_while_another_machine_starts_jobs_this_one_waits(place):
         assert one.step() and place.state(unit) == "queued"
     finish(one)
     assert place.state(unit) == "done"
+
+
+def test_a_second_submission_finds_the_server_and_waits_for_it(place, monkeypatch):
+    """And serves what is left itself where the first one is gone."""
+    monkeypatch.setattr(queue.Work, "of", FakeWork.of)
+    monkeypatch.setattr(queue, "inventory", lambda gpus, slots: place.machine)
+    unit = place.add("a", "end")
+    with Lock(queue.lock_of(place.workspace)) as lock:
+        assert lock.acquire()
+        queue.serve(place.workspace, place.said, wait=False, gpus="0")
+        assert place.said.text.endswith("goes on with them, with the GPUs and slots that it was started with")
+        watching = Said()
+        monkeypatch.setattr(watching, "say", lambda text: (watching.lines.append(text), lock.release()))
+        queue.serve(place.workspace, watching, wait=True)
+    assert watching.lines[0] == f"process {os.getpid()} on {place.server().host} serves the queue; waiting for it"
+    assert place.state(unit) == "done" and not queue.is_served(place.workspace)
+
+
+def test_what_comes_while_a_server_ends_is_served(place, monkeypatch):
+    monkeypatch.setattr(queue.Work, "of", FakeWork.of)
+    monkeypatch.setattr(queue, "inventory", lambda gpus, slots: place.machine)
+    ends = Server.run
+    late = []
+
+    def run(self, asked):
+        ends(self, asked)
+        if not late:  # its submitter has seen the lock held, and leaves it to this server
+            late.append(place.add("late", "end"))
+
+    monkeypatch.setattr(Server, "run", run)
+    queue.serve(place.workspace, place.said, wait=True)
+    assert place.state(late[0]) == "done"
+
+
+def test_too_small_a_machine_is_an_error_in_the_end(place, monkeypatch):
+    monkeypatch.setattr(queue.Work, "of", FakeWork.of)
+    monkeypatch.setattr(queue, "inventory", lambda gpus, slots: place.machine)
+    unit = place.add("a", gpu_memory_gb=24)
+    with pytest.raises(UserError, match=r"too small.*\n  train a asks for 24 GB of one GPU; the largest here has 16.0"):
+        queue.serve(place.workspace, place.said, wait=True)
+    assert place.state(unit) == "queued"
+
+
+def test_a_queue_that_cannot_start_says_why(place, monkeypatch):
+    place.add("a")
+    with pytest.raises(UserError, match="--gpus: no GPU '7'"):
+        queue.serve(place.workspace, place.said, wait=False, gpus="7")
+    monkeypatch.setattr(queue, "inventory", lambda gpus, slots: place.machine)  # here, and not in the server
+    with pytest.raises(UserError, match=r"the queue could not be started: error: --gpus: no GPU '7'.*queue.log"):
+        queue.serve(place.workspace, place.said, wait=False, gpus="7")
+
+
+def test_with_nothing_queued_no_server_is_started(place):
+    queue.serve(place.workspace, place.said, wait=False)
+    assert place.said.lines == [] and not (place.workspace.jobs / "queue.log").exists()
+
+
+def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
+    """Real trainings on CPU slots, served apart; one job is killed in the middle and goes on at its checkpoint."""
+    from experiments import run, same, students, tiny
+
+    from harness.dispatch.submit import submit
+    from harness.records import read_records
+
+    changes = {
+        "methods": ["fitnet"],
+        "seeds": [0, 1],
+        "tasks": ["artifacts"],
+        "training": {"steps": 400},
+        "runtime": {"checkpoint_steps": 20, "log_steps": 20},
+    }
+    experiment, said = tiny(tmp_path, **changes), Said()
+    run(experiment, tmp_path / "plain")
+    workspace = Workspace(tmp_path / "queued")
+    units = [entry.unit for entry in submit(experiment, workspace, "local", said, preflight=False)]
+    assert [unit.kind for unit in units] == ["train", "train", "evaluate", "evaluate"]
+    queue.serve(workspace, said, wait=False, slots=2)
+    assert "serves the queue" in said.lines[-1]
+    ledger = Ledger(workspace)
+    until(lambda: list(workspace.groups.glob("*/checkpoint.pt")))
+    group = next(workspace.groups.glob("*/checkpoint.pt")).parent.name
+    victim = ledger.entries()[f"train-{group}"]
+    local.kill(workspace, victim)
+    queue.serve(workspace, said, wait=True)
+    entries = ledger.entries()
+    assert {entry.state for entry in entries.values()} == {"done"}, said.text
+    assert entries[victim.unit.id].restarts == 1
+    expected, found = students(experiment, tmp_path / "plain"), students(experiment, workspace.root)
+    assert all(same(found[title], weights) for title, weights in expected.items())
+    records, problems = read_records(workspace.records)
+    assert [r.values for r in records] == [r.values for r in read_records(tmp_path / "plain" / "records")[0]]
+    assert len(records) == 2 and not problems

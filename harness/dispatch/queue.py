@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from harness.dispatch.inventory import inventory
-from harness.dispatch.ledger import Ledger
+from harness.dispatch.ledger import LIVE, Ledger
 from harness.dispatch.server import POLL_S, Server
 from harness.dispatch.signals import Asked
 from harness.dispatch.work import Work
@@ -42,7 +42,8 @@ def serve(
     """
     machine = inventory(gpus, slots)
     if not wait:
-        _serve_apart(workspace, console, gpus, slots)
+        if any(entry.cluster == "local" and entry.state in LIVE for entry in Ledger(workspace).entries().values()):
+            _serve_apart(workspace, console, gpus, slots)
         return
     server = Server(workspace, console, machine, Work.of)
     with Asked() as asked:

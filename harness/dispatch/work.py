@@ -108,6 +108,8 @@ class Work:
         """Everything is saved: requeue through submitit, or end as a process ends that a signal has ended."""
         from submitit.core.utils import UncompletedJobError
 
+        if _rank() != 0:
+            return  # the first rank decides, and Slurm ends the others with it
         if asked != signal.SIGUSR2:
             number = signal.Signals(asked or signal.SIGTERM)
             self._end("stopped", f"stopped by {number.name}")
@@ -115,7 +117,7 @@ class Work:
         requeue = signal.getsignal(signal.SIGUSR2)
         assert callable(requeue)
         try:
-            requeue(asked, None)  # returns in ranks other than the first, which Slurm ends with it
+            requeue(asked, None)
         except (UncompletedJobError, SubprocessError) as error:
             self._out_of_time(error)
             raise

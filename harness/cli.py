@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness import cli_data, cli_dispatch, cli_models, cli_protocols, cli_run, cli_show, cli_status
+from harness import cli_data, cli_dispatch, cli_models, cli_protocols, cli_queue, cli_run, cli_show, cli_status
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     cli_run.run,
     cli_run.demo,
     cli_dispatch.submit,
+    cli_queue.queue,
     cli_run.tune,
     cli_status.plan,
     cli_status.status,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import cli_queue
 from harness.cli_options import Config, Plugins, Quiet, Settings, WorkspaceOption, workspace_of
 
 
@@ -72,9 +73,7 @@ def submit(
         return
     dispatch.submit(experiment, place, where, console, preflight=preflight)
     if where == "local":
-        from harness.dispatch.queue import serve
-
-        serve(place, console, wait=wait)
+        cli_queue.serve(place, console, wait=wait)
     if wait:
         _wait(experiment, place, console)
     else:

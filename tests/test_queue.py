@@ -175,7 +175,8 @@ def test_what_needs_a_unit_that_nobody_submitted_waits_and_says_so(place):
     unit = place.add("a", kind="evaluate", needs=("train-b",))
     one = place.server()
     finish(one)
-    assert place.state(unit) == "queued" and one.left() == ([], ["evaluate a waits for train-b"])
+    assert place.state(unit) == "queued"
+    assert one.left() == ["evaluate a waits for train-b, which is not in this queue"]
 
 
 def test_evaluations_come_before_trainings_that_were_submitted_with_them(place):
@@ -218,7 +219,7 @@ def test_what_asks_for_more_than_there_is_stays_queued_and_holds_nobody_up(place
     one = place.server()
     finish(one)
     assert place.state(small) == "done" and place.state(large) == "queued"
-    assert one.left() == (["train large asks for 3 GPUs; here are 2"], [])
+    assert one.left() == ["train large asks for 3 GPUs; here are 2"]
 
 
 def test_a_line_of_setup_changes_the_jobs_environment_and_a_failing_one_fails_it(place):
@@ -514,7 +515,9 @@ def test_too_small_a_machine_is_an_error_in_the_end(place, monkeypatch):
     monkeypatch.setattr(queue.Work, "of", FakeWork.of)
     monkeypatch.setattr(queue, "inventory", lambda gpus, slots: place.machine)
     unit = place.add("a", gpu_memory_gb=24)
-    with pytest.raises(UserError, match=r"too small.*\n  train a asks for 24 GB of one GPU; the largest here has 16.0"):
+    with pytest.raises(
+        UserError, match=r"cannot start here:\n  train a asks for 24 GB of one GPU; the largest here has 16.0"
+    ):
         queue.serve(place.workspace, place.said, wait=True)
     assert place.state(unit) == "queued"
 

@@ -1,12 +1,10 @@
 """The queue of this machine: what was submitted to "local" starts as GPUs and CPU slots become free. No torch.
 
-One process a workspace and machine serves it (`server`), in the foreground or apart from who asked for it. Run as a
-program, this file is that process.
+One process a workspace and machine serves it (`server`): in the foreground, or apart from who asked for it.
 """
 
 from __future__ import annotations
 
-import argparse
 import socket
 import subprocess
 import sys
@@ -37,7 +35,7 @@ def serve(
         gpus, slots: which GPUs, and how many jobs at once without one: `inventory`.
 
     Raises:
-        UserError: no such GPU; or what is left asks for more than this machine has.
+        UserError: no such GPU; or what is left can never start here.
         Interrupted: a signal asked to stop. Jobs that this process started have saved and ended, and are queued again.
     """
     machine = inventory(gpus, slots)
@@ -57,7 +55,8 @@ def serve(
                     continue
             if not server.has_more():  # who came while the lock was still held has left it to this process
                 break
-    _tell_what_is_left(server, console)
+    if left := server.left():
+        raise UserError("\n  ".join(["what stays queued cannot start here:", *left]))
 
 
 def lock_of(workspace: Workspace) -> Path:
@@ -71,14 +70,6 @@ def is_served(workspace: Workspace) -> bool:
     return owner(path) is not None and not is_stale(path)
 
 
-def _tell_what_is_left(server: Server, console: Console) -> None:
-    too_much, needing = server.left()
-    for sentence in needing:
-        console.say(f"stays queued: {sentence}")
-    if too_much:
-        raise UserError("\n  ".join(["this machine is too small for what stays queued:", *too_much]))
-
-
 def _serve_apart(workspace: Workspace, console: Console, gpus: str | None, slots: int | None) -> None:
     """Start a server in a session of its own, where none lives."""
     path = lock_of(workspace)
@@ -88,7 +79,7 @@ def _serve_apart(workspace: Workspace, console: Console, gpus: str | None, slots
         return
     log = workspace.jobs / "queue.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness.dispatch.queue", str(workspace.root.resolve())]
+    command = [sys.executable, "-m", "harness.cli", "queue", str(workspace.root.resolve())]
     command += ["--gpus", gpus] if gpus is not None else []
     command += ["--slots", str(slots)] if slots is not None else []
     with open(log, "a", encoding="utf-8") as said:
@@ -120,26 +111,3 @@ def _watch(workspace: Workspace, console: Console, asked: Asked) -> None:
             said = now
             console.say(now)
         asked.wait(POLL_S)
-
-
-def main() -> int:
-    """Serve a workspace's queue; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.dispatch.queue", description=main.__doc__)
-    parser.add_argument("workspace", type=Path)
-    parser.add_argument("--gpus")
-    parser.add_argument("--slots", type=int)
-    given = parser.parse_args()
-    console = Console()
-    try:
-        serve(Workspace(given.workspace), console, wait=True, gpus=given.gpus, slots=given.slots)
-    except UserError as error:
-        console.say(f"error: {error}")
-        return 2
-    except Interrupted as signal:
-        console.say(f"stopped by {signal}; what ran has saved and is queued again")
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -105,18 +105,18 @@ class Server:
         entries = self.ledger.entries()
         return bool(self._starts(entries) or self._hopeless(entries))
 
-    def left(self) -> tuple[list[str], list[str]]:
-        """What is queued and cannot start, in words: what asks for more than this machine has; what needs others."""
-        entries, found = self.ledger.entries(), Found(self.workspace)
-        too_much, needing = [], []
+    def left(self) -> list[str]:
+        """What is queued and can never start here, where nothing runs: a sentence each."""
+        entries, found, sentences = self.ledger.entries(), Found(self.workspace), []
         for entry in filter(self._is_queued, entries.values()):
-            reason = never(Request.of(entry.resources), self.machine)
-            if not _can_begin(entry.unit, entries, found):
-                needs = [str(entries[need].unit) if need in entries else need for need in entry.unit.needs]
-                needing.append(f"{entry.unit} waits for {'; '.join(needs)}")
-            elif reason is not None:
-                too_much.append(f"{entry.unit} {reason}")
-        return too_much, needing
+            if _can_begin(entry.unit, entries, found):
+                why = never(Request.of(entry.resources), self.machine)
+            else:  # another machine's queue may be at work on what it needs, and will take it then
+                strange = [i for i in entry.unit.needs if i not in entries or entries[i].cluster != "local"]
+                why = f"waits for {', '.join(strange)}, which is not in this queue" if strange else None
+            if why is not None:
+                sentences.append(f"{entry.unit} {why}")
+        return sentences
 
     def _starts(self, entries: Mapping[str, Entry]) -> list[tuple[Entry, Placed]]:
         """What can start now, and where. What was submitted first comes first, and evaluations before trainings."""

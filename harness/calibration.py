@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.api import Calibration, Outputs, Vit
 from harness.data import Data
 from harness.errors import UserError
-from harness.sources import Source, balanced_subset
+from harness.sources import Source, Unread, balanced_subset
 
 BATCH = 64  # of the passes; it changes no more than rounding
 
@@ -47,11 +47,9 @@ def calibration_images(source: Source, data: Data, count: int, device: str = "cp
         try:
             waiting.append(view(chosen.read(i).image))
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
-            if data.on_bad_image == "raise":
-                name = chosen.sample_name(i)
-                raise UserError(
-                    f"image {name!r} cannot be read: {error}. Mend or remove it, or set data.on_bad_image: skip"
-                ) from error
+            unread = Unread.of(chosen, i, error)
+            if unread.gone or data.on_bad_image == "raise":
+                raise UserError(unread.sentence("Mend or remove it, or set data.on_bad_image: skip")) from error
             continue
         if len(waiting) == BATCH:
             found += len(waiting)

@@ -26,6 +26,7 @@ from harness.probes import minibatches
 from harness.seeds import derive
 from harness.segmenting import IGNORED, read_sample
 from harness.sources import Source
+from harness.workers import loaded
 
 RATIOS = (0.5, 2.0)  # of the short side to the crop's
 MOST_OF_ONE_CLASS = 0.75
@@ -109,15 +110,18 @@ def crop_batches(
         [(step, place, int(i)) for place, i in enumerate(picked)]
         for step, picked in enumerate(minibatches(index, min(batch, len(index)), steps, seed))
     ]
-    loader = DataLoader(
-        _Crops(source, vit.image_size[0], seed, vit.mean),
-        batch_sampler=keys,
-        num_workers=num_workers,
-        worker_init_fn=left_to_the_parent,
-        collate_fn=list,
-        generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
-    )
-    for crops in loader:
+
+    def loader_from(number: int) -> DataLoader:
+        return DataLoader(
+            _Crops(source, vit.image_size[0], seed, vit.mean),
+            batch_sampler=keys[number:],
+            num_workers=num_workers,
+            worker_init_fn=left_to_the_parent,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
+        )
+
+    for crops in loaded(loader_from):
         broken = [crop for crop in crops if isinstance(crop, str)]
         if broken:
             raise UserError(broken[0])

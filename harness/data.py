@@ -22,7 +22,8 @@ from harness.api import Batch
 from harness.errors import UserError, unknown
 from harness.interrupts import left_to_the_parent
 from harness.seeds import derive
-from harness.sources import Source, View, balanced_subset, hold_out
+from harness.sources import Source, Unread, View, balanced_subset, hold_out
+from harness.workers import loaded
 
 _OPEN: dict[str, Source] = {}  # listing a large folder takes minutes: once a process is enough
 
@@ -156,18 +157,18 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 class _Augmented(Dataset):
-    """(epoch, index) -> (image uint8 [3, S, S], label, index), or a sentence about an image that is broken."""
+    """(epoch, index) -> (image uint8 [3, S, S], label, index), or why the image cannot be read."""
 
     def __init__(self, source: Source, size: int, augment: Augment | None, view: View, seed: int) -> None:
         self.source, self.size, self.augment, self.view, self.seed = source, size, augment, view, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | str:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | Unread:
         epoch, index = key
         try:
             sample = self.source.read(index)
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
             # Not raised: a worker's exception would reach the user as a traceback.
-            return f"image {self.source.sample_name(index)!r} cannot be read: {error}"
+            return Unread.of(self.source, index, error)
         if self.augment is None:
             return self.view(sample.image).mul(255).round().byte(), sample.label, index
         with torch.random.fork_rng(devices=[]):
@@ -177,9 +178,9 @@ class _Augmented(Dataset):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), sample.label, index
 
 
-def _collate(samples: list[tuple[Tensor, int, int] | str]) -> tuple[tuple[Tensor, ...] | None, list[str]]:
-    broken = [s for s in samples if isinstance(s, str)]
-    kept = [s for s in samples if not isinstance(s, str)]
+def _collate(samples: list[tuple[Tensor, int, int] | Unread]) -> tuple[tuple[Tensor, ...] | None, list[Unread]]:
+    broken = [s for s in samples if isinstance(s, Unread)]
+    kept = [s for s in samples if not isinstance(s, Unread)]
     if not kept:
         return None, broken
     images, labels, index = zip(*kept, strict=True)
@@ -214,21 +215,25 @@ def batches(
     if num_workers:
         source.prepare()
     dataset = _Augmented(source, data.image_size, augment, data.view(), seed)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_Order(len(source), batch_size, steps, seed, start),
-        num_workers=num_workers,
-        worker_init_fn=left_to_the_parent,
-        collate_fn=_collate,
-        pin_memory=device.startswith("cuda"),
-        prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
-    )
-    for number, (tensors, broken) in enumerate(loader, start=start):
-        if broken and data.on_bad_image == "raise":
-            raise UserError(f"{broken[0]}. Mend or remove it, or set data.on_bad_image: skip")
+
+    def loader_from(number: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=_Order(len(source), batch_size, steps, seed, start + number),
+            num_workers=num_workers,
+            worker_init_fn=left_to_the_parent,
+            collate_fn=_collate,
+            pin_memory=device.startswith("cuda"),
+            prefetch_factor=4 if num_workers else None,
+            generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
+        )
+
+    for number, (tensors, broken) in enumerate(loaded(loader_from), start=start):
+        refused = next((one for one in broken if one.gone or data.on_bad_image == "raise"), None)
+        if refused is not None:
+            raise UserError(refused.sentence("Mend or remove it, or set data.on_bad_image: skip"))
         if tensors is None:
-            raise UserError(f"not one image of a batch can be read; {broken[0]}")
+            raise UserError(f"not one image of a batch can be read; {broken[0].sentence('Mend them')}")
         images, labels, index = tensors
         images = images.to(device, non_blocking=True).float().div_(255)
         labels = None if (labels < 0).any() else labels.to(device, non_blocking=True)

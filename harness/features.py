@@ -26,7 +26,8 @@ from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
 from harness.reference import Reference
 from harness.seeds import content_hash
-from harness.sources import Source, View
+from harness.sources import Source, Unread, View
+from harness.workers import loaded
 
 LAYOUT = 2  # of the files; raised when the same key would mean other content
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -242,22 +243,23 @@ class Encoder:
         """
         if self.num_workers:
             source.prepare()
-        loader = DataLoader(
-            _Viewed(source, view, start),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            worker_init_fn=left_to_the_parent,
-            collate_fn=list,
-            generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
-        )
-        for items in loader:
-            for i, item in enumerate(items, start=start):
-                if isinstance(item, str):
+
+        def loader_from(number: int) -> DataLoader:
+            return DataLoader(
+                _Viewed(source, view, start + number * self.batch_size),
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                worker_init_fn=left_to_the_parent,
+                collate_fn=list,
+                generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
+            )
+
+        for items in loaded(loader_from):
+            for item in items:
+                if isinstance(item, Unread):
                     raise UserError(
-                        f"image {source.sample_name(i)!r} cannot be read: {item}. Mend it, or remove it from the "
-                        "data: an evaluation leaves no image out"
+                        item.sentence("Mend it, or remove it from the data: an evaluation leaves no image out")
                     )
-            start += len(items)
             yield torch.stack(items)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -360,7 +362,7 @@ class Encoder:
 
 
 class _Viewed(Dataset):
-    """index -> image [3, S, S] in [0, 1], or what is wrong with it: an error keeps its words across processes."""
+    """index -> image [3, S, S] in [0, 1], or why it cannot be read."""
 
     def __init__(self, source: Source, view: View, start: int = 0) -> None:
         self.source, self.view, self.start = source, view, start
@@ -368,11 +370,11 @@ class _Viewed(Dataset):
     def __len__(self) -> int:
         return len(self.source) - self.start
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> Tensor | Unread:
         try:
             return self.view(self.source.read(self.start + index).image)
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
-            return str(error) or type(error).__name__
+            return Unread.of(self.source, self.start + index, error)
 
 
 def _present(array: np.ndarray | None, path: Path) -> np.ndarray:

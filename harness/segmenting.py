@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.mmseg_guard import mmseg
 from harness.probes import minibatches
 from harness.seeds import derive
-from harness.sources import Sample, Source
+from harness.sources import Sample, Source, Unread
 
 IGNORED = 255
 EXACT = 2**24  # counts up to here are exact in float32
@@ -70,10 +70,8 @@ def read_sample(source: Source, index: int) -> tuple[Sample, np.ndarray]:
     try:
         sample = source.read(index)
     except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
-        raise UserError(
-            f"image {name!r} cannot be read: {error}. Mend it, or remove it from the data: an evaluation leaves no "
-            "image out"
-        ) from error
+        remedy = "Mend it, or remove it from the data: an evaluation leaves no image out"
+        raise UserError(Unread.of(source, index, error).sentence(remedy)) from error
     mask = sample.mask
     if mask is None:
         raise UserError(f"image {name!r} has no segmentation mask, although its source {source.name!r} has classes")

@@ -77,6 +77,32 @@ class Source(abc.ABC):
         """Hash of what this split holds (names, labels, sizes; not the place on this machine)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Why a sample could not be read; an error keeps its words across processes this way.
+
+    Attributes:
+        name: the sample's. reason: what was wrong.
+        gone: the disk did not give it, which says nothing about the image. It is never left out: a folder that is not
+        connected today would make other batches than tomorrow's.
+    """
+
+    name: str
+    reason: str
+    gone: bool
+
+    @classmethod
+    def of(cls, source: Source, index: int, error: Exception) -> Unread:
+        gone = isinstance(error, OSError) and error.errno is not None  # PIL's own have no number
+        return cls(source.sample_name(index), str(error) or type(error).__name__, gone)
+
+    def sentence(self, remedy: str) -> str:
+        """In words. remedy: for an image that is broken."""
+        if self.gone:
+            remedy = "Is the data still in its place, connected and allowed to be read? What is saved is kept"
+        return f"image {self.name!r} cannot be read: {self.reason}. {remedy}"
+
+
 class Subset(Source):
     """Some of a source's samples; index and names are the parent's."""
 

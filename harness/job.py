@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class Job:
         with self.console.bar(titles, steps, trained.step) as bar:
             finished = train.run(
                 trained,
-                self._stream(training, group.runs[0].info.seed, steps, trained.step),
+                saved_first(self._stream(training, group.runs[0].info.seed, steps, trained.step), save),
                 save=save,
                 save_steps=runtime.checkpoint_steps,
                 save_minutes=runtime.checkpoint_minutes,
@@ -269,6 +269,15 @@ class Job:
         os.rename(folder, final)
         integrity.sync_folder(final.parent)
         self.outcome.trained.append(run.id)
+
+
+def saved_first(stream: Iterator[Any], save: Callable[[], None]) -> Iterator[Any]:
+    """The stream; where there is no more of it because something failed, what was trained so far is saved first."""
+    try:
+        yield from stream
+    except Exception:
+        save()
+        raise
 
 
 def save_method(method: Method, path: Path) -> None:

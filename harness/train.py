@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from harness.api import Batch, Method, Outputs, Vit
 from harness.config import Training
 from harness.models import TimmVit
+from harness.records import write_atomic
 from harness.seeds import derive
 
 OWN_COLUMNS = ("step", "epoch", "lr", "loss", "grad_norm")  # of train.jsonl
@@ -315,7 +316,7 @@ def _cut_log(path: Path, step: int) -> None:
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomic(path, "".join(line + "\n" for line in kept))
 
 
 def peak_memory_gb(device: str) -> float:

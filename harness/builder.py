@@ -103,6 +103,10 @@ class Builder:
             return teacher
         return self._repaired(teacher, spec) if fitted or spec.fit is None else unfound(teacher, spec)
 
+    def untrained_teacher(self, spec: TeacherSpec) -> Vit:
+        """A teacher of this shape with `teacher.fit`, as it is before that: its weights fresh, its repairs empty."""
+        return self._build_teacher(spec, fitted=False)
+
     def _fitted(self, run: Run) -> Path:
         """The folder of a teacher that was trained here. Raises UserError where it is damaged, having set it aside."""
         folder = self.workspace.student(run.id)

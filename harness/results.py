@@ -19,8 +19,8 @@ from harness.config import Experiment, parse
 from harness.errors import UserError, unknown
 from harness.locks import is_stale
 from harness.records import read_records, write_atomic
-from harness.runs import Group, Run, TaskRun, Workspace, bound_runs, fit_runs, groups, student_runs, task_runs
-from harness.specs import EXPORTED, LOCAL, Training
+from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_runs, student_runs, task_runs
+from harness.specs import EXPORTED, LOCAL
 from harness.yaml_files import read_yaml
 
 RETRY = "  `singer-bench run CONFIG --retry-failed` trains failed ones again"
@@ -89,10 +89,6 @@ def _running(workspace: Workspace) -> set[str]:
     return found
 
 
-def _length(training: Training) -> str:
-    return f"{training.steps} steps" if training.steps else f"{training.epochs:g} epochs"
-
-
 def _evaluations(runs: Sequence[Run], tasks: Sequence[TaskRun], workspace: Workspace) -> str:
     done = sum(workspace.has_record(run, task) for run in runs for task in tasks)
     return f"{done} of {len(runs) * len(tasks)}"
@@ -101,57 +97,6 @@ def _evaluations(runs: Sequence[Run], tasks: Sequence[TaskRun], workspace: Works
 def _failures(runs: Sequence[Run], workspace: Workspace) -> list[str]:
     found = [(run, workspace.failure(run.id)) for run in runs]
     return [f"  failed: {run.title} at step {why['step']}: {why['reason']}" for run, why in found if why is not None]
-
-
-def plan(experiment: Experiment, workspace: Workspace) -> str:
-    """What would run and what is done, in words."""
-    runs, bounds, tasks = student_runs(experiment), bound_runs(experiment), task_runs(experiment)
-    fits = fit_runs(experiment)
-    found = groups(runs, workspace, experiment.runtime.max_group)
-    length = _length(experiment.training)
-    lines = [
-        f"{experiment.name}: {_count(len(runs), 'student')} ({_count(len(experiment.methods), 'row')} x "
-        f"{_count(len(experiment.seeds), 'seed')}), {length} each, batch {experiment.training.batch_size}",
-        f"workspace: {workspace.root}{'' if workspace.root.is_dir() else ' (new)'}",
-        f"trained: {sum(workspace.is_trained(run) for run in runs)} of {len(runs)}",
-    ]
-    for fit in fits:
-        if not workspace.is_trained(fit) and workspace.failure(fit.id) is None:
-            training = Training.model_validate(fit.spec["training"])
-            lines.append(f"  train the teacher first: {fit.student.title()}, {_length(training)}")
-    for group in found:
-        seed, labels = group.runs[0].info.seed, [run.info.label for run in group.runs]
-        lines.append(f"  train {'together' if len(labels) > 1 else 'alone'}, seed {seed}: {', '.join(labels)}")
-    left = sum(len(group.runs) for group in found)
-    if left > len(found):
-        lines.append(f"teacher passes: {len(found)} x {length}; one student at a time would take {left} x {length}")
-    lines += _estimate(found, runs, workspace)
-    if tasks:
-        titles = ", ".join(task.spec.title() for task in tasks)
-        lines.append(f"evaluated: {_evaluations(bounds + runs, tasks, workspace)} ({titles})")
-    failures = _failures(fits + runs, workspace)
-    return "\n".join(lines + failures + [RETRY] * bool(failures))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _estimate(found: Sequence[Group], runs: Sequence[Run], workspace: Workspace) -> list[str]:
-    """A line with the minutes that runs of the same rows took in this workspace; none where one has not run."""
-    own: dict[str, list[float]] = {}
-    teacher: list[float] = []
-    for run in runs:
-        path = workspace.student(run.id) / "run.yaml"
-        if path.is_file():
-            cost = yaml.safe_load(path.read_text())["cost"]
-            own.setdefault(run.info.label, []).append(cost["own_s"])
-            teacher.append(cost["teacher_s"])
-    waiting = [run.info.label for group in found for run in group.runs]
-    if not waiting or any(label not in own for label in waiting):
-        return []
-    seconds = len(found) * sum(teacher) / len(teacher) + sum(sum(own[i]) / len(own[i]) for i in waiting)
-    return [f"about {max(1, round(seconds / 60))} min of training, from what runs of the same rows took here"]
 
 
 def status(workspace: Workspace) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import __version__, checks, cli, results
+from harness import __version__, checks, cli, plans, results
 from harness.config import Experiment, load, parse
 from harness.locks import Lock
+from harness.plans import plan
 from harness.records import MetricInfo, Record, write_record
-from harness.results import listing, plan, remember, status
+from harness.results import listing, remember, status
 from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs, task_runs
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,15 @@ def train(run: Run, workspace: Workspace, own_s: float = 60.0) -> None:
     """As if it had been trained."""
     folder = workspace.student(run.id)
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump({"cost": {"own_s": own_s, "teacher_s": 120.0}}))
+    (folder / "run.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "info": run.info.model_dump(mode="json"),
+                "cost": {"steps": 10, "own_s": own_s, "teacher_s": 120.0},
+                "environment": {"device": "cpu", "device_name": "a CPU", "threads": 2},
+            }
+        )
+    )
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text("{}")
 
@@ -199,14 +208,14 @@ def test_an_interrupt_from_the_keyboard_is_exit_code_130(call, config, monkeypat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "plan", interrupted)
+    monkeypatch.setattr(plans, "plan", interrupted)
     code, out, err = call("plan", config)
     assert (code, out) == (130, "")
     assert "Traceback" not in err
 
 
 def test_a_fault_of_ours_is_not_told_as_the_users(call, config, monkeypatch):
-    monkeypatch.setattr(results, "plan", lambda *_: 1 / 0)
+    monkeypatch.setattr(plans, "plan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call("plan", config)
 
@@ -312,8 +321,10 @@ def test_the_demos_plan_in_an_empty_workspace_says_what_would_run(call, tmp_path
             )
         ),
         f"teacher passes: {2 * seeds} x {length}; one student at a time would take {students} x {length}",
+        f"training left: how long is not known; {plans.REMEDIES['training']}",
         f"evaluated: 0 of {(students + 1 + seeds) * len(demo.tasks)} "
         "(classification, segmentation, depth, few_shot, artifacts)",
+        f"evaluation left: how long is not known; {plans.REMEDIES['evaluation']}",
     ]
     assert not (tmp_path / "new").exists()
 
@@ -328,10 +339,11 @@ def test_a_plan_counts_what_is_done_and_estimates_what_is_left(workspace):
     lines = plan(experiment, workspace).splitlines()
     assert lines[1] == f"workspace: {workspace.root}"
     assert "trained: 3 of 6" in lines
-    assert "  train together, seed 1: fitnet, singer" in lines
-    assert "about 4 min of training, from what runs of the same rows took here" in lines  # 120 + 2 * 60 s
+    assert "  train together, seed 1: fitnet, singer (about 4 min)" in lines  # 120 + 2 * 60 s
+    assert "training left: about 4 min on a CPU, 2 threads" in lines
+    assert "  from records here: fitnet, singer" in lines
     assert "evaluated: 6 of 6 (artifacts)" in lines
-    assert lines[-2:] == ["  failed: none seed 1 at step 7: loss kd is nan", results.RETRY]
+    assert lines[-2:] == ["  failed: none seed 1 at step 7: loss kd is nan", plans.RETRY]
 
 
 def test_a_plan_of_what_is_done_has_nothing_to_do(workspace):
@@ -339,7 +351,7 @@ def test_a_plan_of_what_is_done_has_nothing_to_do(workspace):
     settled(experiment, workspace)
     said = plan(experiment, workspace)
     assert "trained: 6 of 6" in said and "evaluated: 6 of 6" in said
-    assert "train together" not in said and "about" not in said and "teacher passes" not in said
+    assert "train together" not in said and "left" not in said and "teacher passes" not in said
 
 
 def test_a_damaged_record_is_not_counted_as_done(workspace):

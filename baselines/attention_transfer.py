@@ -26,6 +26,7 @@ class AttentionTransfer(Method):
     name = "attention_transfer"
     family = "feature"
     cite = "Zagoruyko and Komodakis 2017, arXiv 1612.03928"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 100.0, 10000.0),
         "w_ce": ("uniform", 0.0, 2.0),

@@ -39,6 +39,7 @@ class AttnDistill(Method):
     name = "attn_distill"
     family = "feature"
     cite = "Wang et al. 2022, arXiv 2210.00944"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "temperature": ("log", 1.0, 100.0),
         "w_attention": ("log", 0.01, 1.0),

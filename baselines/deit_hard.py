@@ -35,6 +35,7 @@ class DeiTHard(Method):
     name = "deit_hard"
     family = "vanilla"
     cite = "Touvron et al. 2021, arXiv 2012.12877"
+    per_image = True
     student_options: ClassVar[Mapping[str, Any]] = {"reg_tokens": 1}
     search: ClassVar[Mapping[str, Any]] = {
         "alpha": ("uniform", 0.1, 0.9),

@@ -30,6 +30,7 @@ class DKD(Method):
     name = "dkd"
     family = "vanilla"
     cite = "Zhao et al. 2022, arXiv 2203.08679"
+    per_image = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"dkd_small_images": {"beta": 8.0, "temperature": 4.0}}
     search: ClassVar[Mapping[str, Any]] = {
         "alpha": ("log", 0.25, 4.0),

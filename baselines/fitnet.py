@@ -29,6 +29,7 @@ class FitNet(Method):
     name = "fitnet"
     family = "feature"
     cite = "Romero et al. 2015, arXiv 1412.6550"
+    per_image = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fitnet_published": {"layers": (11, 17, 23), "reduction": "sum", "weight": 10.0}
     }

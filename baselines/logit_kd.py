@@ -25,6 +25,7 @@ class LogitKD(Method):
     name = "logit_kd"
     family = "vanilla"
     cite = "Hinton et al. 2015, arXiv 1503.02531"
+    per_image = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "logit_kd_small_images": {"temperature": 4.0, "w_ce": 0.1, "w_kd": 0.9}
     }

@@ -31,6 +31,7 @@ class MaskedKD(Method):
     name = "maskedkd"
     family = "masking"
     cite = "Son et al. 2023, arXiv 2302.10494"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "keep_share": ("uniform", 0.25, 0.75),
         "temperature": ("log", 0.5, 4.0),

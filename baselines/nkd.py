@@ -27,6 +27,7 @@ class NKD(Method):
     name = "nkd"
     family = "vanilla"
     cite = "Yang et al. 2023, arXiv 2303.13005"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "gamma": ("log", 0.25, 4.0),
         "temperature": ("log", 0.5, 4.0),

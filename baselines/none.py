@@ -14,6 +14,7 @@ class NoDistillation(Method):
     name = "none"
     family = "control"
     cite = "control; no teacher"
+    per_image = True
 
     def __init__(self, student: Vit, teacher: Vit) -> None:
         super().__init__(student, teacher)

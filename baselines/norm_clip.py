@@ -30,6 +30,7 @@ class NormClip(Method):
     name = "norm_clip"
     family = "clipping"
     cite = "control; quantile of SiNGER, arXiv 2509.20986"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "quantile": ("uniform", 0.9, 0.995),
         "weight": ("log", 0.1, 10.0),

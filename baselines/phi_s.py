@@ -40,6 +40,7 @@ class PhiS(Method):
     name = "phi_s"
     family = "standardise"
     cite = "Ranzinger et al. 2024, arXiv 2410.01680"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),
     }

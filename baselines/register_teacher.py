@@ -28,6 +28,7 @@ class RegisterTeacher(Method):
     name = "register_teacher"
     family = "registers"
     cite = "Darcet et al. 2023, arXiv 2309.16588"
+    per_image = True
     teacher_options: ClassVar[Mapping[str, Any]] = {"register_teacher": {}}
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),

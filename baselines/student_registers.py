@@ -28,6 +28,7 @@ class StudentRegisters(Method):
     name = "student_registers"
     family = "registers"
     cite = "Darcet et al. 2023, arXiv 2309.16588"
+    per_image = True
     student_options: ClassVar[Mapping[str, Any]] = {"reg_tokens": 4}
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),

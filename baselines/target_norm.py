@@ -29,6 +29,7 @@ class TargetNorm(Method):
     name = "target_norm"
     family = "clipping"
     cite = "control; LayerNorm'd or unit-norm targets"
+    per_image = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"target_norm_l2": {"kind": "l2"}}
     search: ClassVar[Mapping[str, Any]] = {
         "kind": ("choice", "layernorm", "l2"),

@@ -29,6 +29,7 @@ class RegistersAtTestTime(Method):
     name = "test_time_registers"
     family = "registers"
     cite = "Jiang et al. 2025, arXiv 2506.08010"
+    per_image = True
     teacher_options: ClassVar[Mapping[str, Any]] = {"test_time_registers": {}}
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),

@@ -32,6 +32,7 @@ class VkD(Method):
     name = "vkd"
     family = "projector"
     cite = "Miles et al. 2024, arXiv 2403.06213"
+    per_image = True
     search: ClassVar[Mapping[str, Any]] = {
         "weight": ("log", 0.1, 10.0),
         "w_ce": ("uniform", 0.0, 2.0),

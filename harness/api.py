@@ -192,6 +192,9 @@ class Method(nn.Module, abc.ABC):
         training_only: own submodules or buffers that only training needs (a memory bank); they are part of
             checkpoints and are not kept beside the student.
         presets: further registered names -> hyperparameter values that define them.
+        per_image: whether each term is the mean over images of something that depends on one image alone, without
+            random draws or state that `losses` changes. Several ranks then compute it on their own images each;
+            else every rank computes it on all of them.
         search: hyperparameter -> space, for equal-budget tuning: ("log", low, high), ("uniform", low, high),
             ("int", low, high) with both ends, or ("choice", a, b, ...); `harness.search` reads them.
     Instance attributes that __init__ may set:
@@ -210,6 +213,7 @@ class Method(nn.Module, abc.ABC):
     teacher_options: ClassVar[Mapping[str, Any]] = {}
     training_only: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    per_image: ClassVar[bool] = False
     search: ClassVar[Mapping[str, Any]] = {}
 
     lr_scale: Mapping[str, float] = {}

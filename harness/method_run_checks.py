@@ -20,6 +20,8 @@ from harness.method_checks import checked_gradient, checked_terms
 from harness.models import TimmVit
 from harness.specimen import STEPS, Fault, MethodSpecimen, Rig, listed, same_bits, streams, toy_teacher
 
+REFUTED = "so per_image cannot be True: on several ranks each would go its own way; leave it out"
+
 
 def deterministic(specimen: MethodSpecimen) -> None:
     """The same seed gives the same bits."""
@@ -164,6 +166,37 @@ def state_dict_round_trip(specimen: MethodSpecimen) -> None:
         )
 
 
+def per_image_as_declared(specimen: MethodSpecimen) -> None:
+    """Where `per_image` is declared: losses of a batch are the means of its halves', and losses() changes nothing."""
+    if not specimen.cls.per_image:
+        return
+    rig, batch = specimen.build(), specimen.batch()
+    whole = _detached(rig, batch)
+    outputs = rig.outputs(batch)
+    before, draws = copy.deepcopy(rig.method.state_dict()), torch.get_rng_state()
+    rig.method.losses(*outputs, batch)
+    if not torch.equal(draws, torch.get_rng_state()):
+        raise Fault(f"losses() draws random numbers, {REFUTED}")
+    changed = [name for name, now in rig.method.state_dict().items() if not same_bits(now, before[name])]
+    if changed:
+        raise Fault(f"losses() changes {listed(changed)}, {REFUTED}")
+    halves = [_detached(rig, part) for part in _halves(batch)]
+    for name, term in whole.items():
+        mean = torch.stack([half[name] for half in halves]).mean()
+        if not torch.allclose(term, mean, rtol=1e-4, atol=1e-6):
+            raise Fault(f"term {name!r} is {term:.6g} of a batch and {mean:.6g} as the mean of its halves, {REFUTED}")
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    half = len(batch.index) // 2
+    return [
+        Batch(
+            batch.images[part], None if batch.labels is None else batch.labels[part], batch.index[part], batch.progress
+        )
+        for part in (slice(half), slice(half, None))
+    ]
+
+
 def _detached(rig: Rig, batch: Batch) -> dict[str, Tensor]:
     return {name: term.detach() for name, term in rig.terms(batch, STEPS).items()}
 
@@ -178,4 +211,5 @@ CHECKS: tuple[Callable[[MethodSpecimen], str | None], ...] = (
     different_grids,
     batch_without_labels,
     state_dict_round_trip,
+    per_image_as_declared,
 )

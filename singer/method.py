@@ -90,6 +90,7 @@ class Singer(Method):
     name = "singer"
     family = "refine"
     cite = "SiNGER, ICLR 2026, arXiv 2509.20986"
+    per_image = True  # every image has as many outliers, but for ties
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "singer_paper": {"basis": "smallest", "outlier": "linear", "info": "gram", "reduction": "sum"},
         "singer_random": {"basis": "random"},

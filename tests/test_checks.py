@@ -34,6 +34,7 @@ class Mine(Method):
     name = "mine"
     cite = "made up"
     student_options = {}
+    per_image = True
 
     def __init__(self, student, teacher, *, weight: float = 1.0):
         super().__init__(student, teacher)
@@ -157,6 +158,15 @@ METHOD_FAULTS = {
             GIVE,
             '        self.register_buffer("late", torch.ones(1))\n' + GIVE,
             "does not load into a new instance",
+        ),
+    ],
+    "per_image_as_declared": [
+        (MSE, "self.project(ours).float().mean(0), target.float().mean(0)", "as the mean of its halves"),
+        (MSE, "F.dropout(self.project(ours), 0.5).float(), target.float()", "draws random numbers"),
+        (
+            GIVE,
+            "        with torch.no_grad():\n            self.project.bias.mul_(0.9)\n" + GIVE,
+            "losses() changes project.bias",
         ),
     ],
 }

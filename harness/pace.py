@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +51,15 @@ class Pace:
         self.marks: deque[tuple[float, int]] = deque(maxlen=self.MARKS)  # seconds, step
         self.next_s, self.first_s = 0.0, time.monotonic()
 
+    def beside(self, other: Callable[[int], None]) -> Callable[[int], None]:
+        """One call that updates `other` and this."""
+
+        def update(step: int) -> None:
+            other(step)
+            self.update(step)
+
+        return update
+
     def update(self, step: int) -> None:
         """Call it after every step."""
         now_s = time.monotonic()
@@ -57,7 +67,7 @@ class Pace:
             return
         self.next_s = now_s + min(self.EVERY_S, max(1.0, (now_s - self.first_s) / 2))
         self.marks.append((now_s, step))
-        (old_s, old) = self.marks[0]
+        old_s, old = self.marks[0]
         per_s = (step - old) / (now_s - old_s) if now_s > old_s else None
         fresh = self.folder / f".{NAME}.{os.getpid()}"
         with contextlib.suppress(OSError):  # whoever looks on does without; it is not worth a training's end

@@ -547,8 +547,8 @@ def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
         "methods": ["fitnet"],
         "seeds": [0, 1],
         "tasks": ["artifacts"],
-        "training": {"steps": 400},
-        "runtime": {"checkpoint_steps": 20, "log_steps": 20},
+        "training": {"steps": 150},
+        "runtime": {"checkpoint_steps": 5, "log_steps": 50},
     }
     experiment, said = tiny(tmp_path, **changes), Said()
     run(experiment, tmp_path / "plain")

@@ -17,7 +17,6 @@ from typing import Any
 
 from harness.dispatch import processes
 from harness.errors import UserError
-from harness.records import write_atomic
 
 STARTED = "started.json"  # in the job's folder: its controller's process, and when that began
 
@@ -64,7 +63,9 @@ def main(folder: Path) -> None:
     executor = LocalExecutor(folder, max_num_timeout=requeues)
     executor.update_parameters(**parameters)
     pid = int(executor.submit(work).job_id)
-    write_atomic(folder / STARTED, json.dumps({"pid": pid, "began": processes.started(pid)}))
+    fresh = folder / f".{STARTED}"  # whole or not there
+    fresh.write_text(json.dumps({"pid": pid, "began": processes.started(pid)}))
+    fresh.rename(folder / STARTED)
 
 
 if __name__ == "__main__":

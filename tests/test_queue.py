@@ -571,3 +571,21 @@ def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
     records, problems = read_records(workspace.records)
     assert [r.values for r in records] == [r.values for r in read_records(tmp_path / "plain" / "records")[0]]
     assert len(records) == 2 and not problems
+
+
+def test_a_job_that_is_still_being_built_can_be_asked_to_stop(place, monkeypatch):
+    """submitit's own handler of SIGTERM would hear it and go on."""
+    ledger, entry = place.ledger, place.entry(place.add("a"))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setattr(queue.Work, "_same_code", lambda self: None)
+    monkeypatch.setattr(queue.Work, "_job", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(queue.Work, "_do", lambda self, job: None)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            queue.Work.of(place.workspace, entry)()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
+    end = ledger.end(entry)
+    assert end is not None and (end.outcome, end.reason) == ("stopped", "stopped by SIGTERM")

@@ -52,6 +52,7 @@ class Work:
         """Raises whatever kept the unit from being done; a method that diverges is a result, not an error."""
         from submitit.core.utils import UncompletedJobError
 
+        _heed_sigterm()
         self._same_code()
         self._begin()
         job = None
@@ -132,6 +133,20 @@ class Work:
 
     def _ledger(self) -> Ledger:
         return Ledger(Workspace(self.workspace))
+
+
+def _heed_sigterm() -> None:
+    """In this machine's queue, where SIGTERM asks to stop: submitit's handler hears it and goes on, until training
+    begins. In Slurm that is right: a preempted job that ended by itself would not be requeued.
+    """
+    from submitit import JobEnvironment
+
+    if JobEnvironment().cluster == "local":
+        signal.signal(signal.SIGTERM, _break_off)
+
+
+def _break_off(number: int, _: object) -> None:
+    raise Interrupted(signal.Signals(number).name)
 
 
 def _rank() -> int:

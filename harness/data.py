@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from harness.api import Batch
 from harness.errors import UserError, unknown
 from harness.interrupts import left_to_the_parent
+from harness.prefetch import on_device
 from harness.seeds import derive
 from harness.sources import Source, Unread, View, balanced_subset, hold_out
 from harness.workers import loaded
@@ -228,15 +229,14 @@ def batches(
             generator=torch.Generator().manual_seed(0),  # leaves the global stream alone
         )
 
-    for number, (tensors, broken) in enumerate(loaded(loader_from), start=start):
-        refused = next((one for one in broken if one.gone or data.on_bad_image == "raise"), None)
-        if refused is not None:
-            raise UserError(refused.sentence("Mend or remove it, or set data.on_bad_image: skip"))
-        if tensors is None:
-            raise UserError(f"not one image of a batch can be read; {broken[0].sentence('Mend them')}")
-        images, labels, index = tensors
-        images = images.to(device, non_blocking=True).float().div_(255)
-        labels = None if (labels < 0).any() else labels.to(device, non_blocking=True)
-        index = index.to(device, non_blocking=True)
-        batch = Batch(images, labels, index, progress=number / steps)
-        yield batch, len(broken)
+    def read() -> Iterator[tuple[Batch, int]]:
+        for number, (tensors, broken) in enumerate(loaded(loader_from), start=start):
+            refused = next((one for one in broken if one.gone or data.on_bad_image == "raise"), None)
+            if refused is not None:
+                raise UserError(refused.sentence("Mend or remove it, or set data.on_bad_image: skip"))
+            if tensors is None:
+                raise UserError(f"not one image of a batch can be read; {broken[0].sentence('Mend them')}")
+            images, labels, index = tensors
+            yield Batch(images, None if (labels < 0).any() else labels, index, progress=number / steps), len(broken)
+
+    yield from on_device(read(), device)

@@ -152,14 +152,15 @@ def test_a_job_on_the_cpu_sees_no_gpu_and_waits_for_a_slot(place):
 
 def test_an_evaluation_starts_as_soon_as_its_own_student_is_there(place):
     train = place.add("a")
-    evaluate = place.add("a", "end", kind="evaluate", needs=(train,))
+    unit = dataclasses.replace(place.entry(train).unit, runs=("a", "b"), titles=("a", "b"))
+    place.ledger.write(dataclasses.replace(place.entry(train), unit=unit))
+    evaluations = [place.add(name, "end", kind="evaluate", needs=(train,)) for name in unit.runs]
     one = place.server()
     until(lambda: place.begun(train), one.step)
-    assert place.state(evaluate) == "queued"
-    place.workspace.student("a").mkdir(parents=True)  # the training goes on with others of its group
-    finish_evaluation = lambda: place.state(evaluate) == "done"  # noqa: E731
-    until(finish_evaluation, one.step)
-    assert place.state(train) == "running"
+    assert [place.state(evaluation) for evaluation in evaluations] == ["queued"] * 2
+    place.workspace.student("a").mkdir(parents=True)
+    until(lambda: place.state(evaluations[0]) == "done", one.step)
+    assert place.state(evaluations[1]) == "queued" and place.state(train) == "running"
 
 
 def test_what_needs_a_failed_training_is_cancelled_and_so_is_what_needs_that(place):

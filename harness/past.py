@@ -1,7 +1,7 @@
 """How long past trainings and evaluations took, from records and students. No torch.
 
 A past training tells the seconds of a step of its teacher and of its student, on its machine. They are those of
-computing: reading images is not in them.
+computing, of all processes that shared it together: reading images is not in them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.errors import UserError
 from harness.glance import Glance
+from harness.integrity import Damaged
 from harness.records import Record, RecordError, RunInfo, read_record
 from harness.runs import IDENTITY, Run, TaskRun, Workspace
 from harness.seeds import content_hash
 from harness.specs import DataSpec
+from harness.students import described
 
 HERE = "records here"
 A_ROW = 3  # past runs of a row that are looked at
@@ -105,39 +105,44 @@ class Past:
 
     def add(self, record: Record, source: str) -> None:
         """What a record tells."""
-        run, cost, machine = record.run, record.cost, Machine.of(record.environment)
+        run, cost, environment = record.run, record.cost, record.environment
         if run.kind == "student":
-            self.add_training(run, cost.model_dump(), machine, source)
+            self.add_training(run, cost.model_dump(), environment, source)
         if cost.evaluation_s is not None:
             data = content_hash(record.protocol.get("data"))
-            told = (record.task_kind, record.task_id, data, encoder_of(run), machine, cost.evaluation_s, source)
+            seconds = cost.evaluation_s * _processes(environment)
+            told = (record.task_kind, record.task_id, data, encoder_of(run), Machine.of(environment), seconds, source)
             self.evaluations.append(Evaluated(*told))
 
-    def add_training(self, run: RunInfo, cost: Mapping[str, Any], machine: Machine, source: str) -> None:
+    def add_training(self, run: RunInfo, cost: Mapping[str, Any], environment: Mapping[str, Any], source: str) -> None:
         """What a finished training tells, once; nothing where it does not say how long it was."""
         told = all(cost.get(part) is not None for part in ("steps", "teacher_s", "own_s"))
         if told and run.id not in self._known and run.spec.get("identity") == IDENTITY:
             self._known.add(run.id)
-            seconds = (cost[part] / cost["steps"] for part in ("teacher_s", "own_s"))
-            self.steps.append(Step(Work.of(run.spec), machine, *seconds, source=source))
+            seconds = (cost[part] / cost["steps"] * _processes(environment) for part in ("teacher_s", "own_s"))
+            self.steps.append(Step(Work.of(run.spec), Machine.of(environment), *seconds, source=source))
 
     def add_student(self, folder: Path, source: str) -> None:
         """What the description beside a student tells, which may not have been evaluated yet."""
         if folder.name in self._known:
             return
         try:
-            text = (folder / "run.yaml").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return
-        plain = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast, and as safe
+            plain = described(folder)
+        except Damaged:
+            return  # whoever evaluates it says so
         info = RunInfo.model_validate(plain["info"])
-        self.add_training(info, plain["cost"], Machine.of(plain.get("environment", {})), source)
+        self.add_training(info, plain["cost"], plain.get("environment", {}), source)
 
     def add_images(self, data: DataSpec, workspace: Workspace) -> None:
         """How many there are, where the workspace has noted it."""
         path = workspace.data / f"{content_hash({**read_of(data), 'split': 'train'})}.json"
         if path.is_file():
             self.images[content_hash(read_of(data))] = json.loads(path.read_text())["count"]
+
+
+def _processes(environment: Mapping[str, Any]) -> int:
+    """How many shared the work, each with a GPU or some threads of its own."""
+    return environment.get("ranks", 1)
 
 
 def encoder_of(info: RunInfo) -> str:
@@ -159,7 +164,7 @@ def past_here(runs: Sequence[Run], tasks: Sequence[TaskRun], data: DataSpec, wor
         records = [record for task in tasks if (record := workspace.record(run, task)) is not None]
         for record in records:
             past.add(record, HERE)
-        if run.info.kind == "student":
+        if run.info.kind == "student" and not seen[run.info.label]:  # its record may not be there yet
             past.add_student(workspace.student(run.id), HERE)
         seen[run.info.label] += 1
     past.add_images(data, workspace)

@@ -135,8 +135,11 @@ class Augment:
 class _Order(Sampler):
     """Lists of (epoch, index), a batch each, from `start` to `steps`; a permutation an epoch, the tail dropped."""
 
-    def __init__(self, count: int, batch_size: int, steps: int, seed: int, start: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, steps: int, seed: int, start: int, part: slice = slice(None)
+    ) -> None:
         self.count, self.batch_size, self.steps, self.seed, self.start = count, batch_size, steps, seed, start
+        self.part = part
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start)
@@ -149,7 +152,7 @@ class _Order(Sampler):
             if epoch != of:
                 order, of = np.random.default_rng(derive("order", self.seed, epoch)).permutation(self.count), epoch
             chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-            yield [(epoch, int(i)) for i in chosen]
+            yield [(epoch, int(i)) for i in chosen[self.part]]
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -204,6 +207,7 @@ def batches(
     steps: int,
     seed: int,
     start: int = 0,
+    part: slice = slice(None),
     num_workers: int = 0,
     device: str = "cpu",
 ) -> Iterator[tuple[Batch, int]]:
@@ -211,6 +215,9 @@ def batches(
 
     What a batch holds depends on (source, augment, batch_size, seed, its number) alone: not on the number of
     workers, on who shares the group, or on where the training was resumed.
+
+    Args:
+        part: of every batch, what is read: a rank's images among several ranks.
     """
     steps_an_epoch(len(source), batch_size)
     if num_workers:
@@ -220,7 +227,7 @@ def batches(
     def loader_from(number: int) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_sampler=_Order(len(source), batch_size, steps, seed, start + number),
+            batch_sampler=_Order(len(source), batch_size, steps, seed, start + number, part),
             num_workers=num_workers,
             worker_init_fn=left_to_the_parent,
             collate_fn=_collate,

@@ -14,8 +14,10 @@ from harness import models, students
 from harness.api import Task
 from harness.builder import Builder, open_data
 from harness.data import Data
+from harness.distributed import ONE, Ranks
 from harness.errors import ConfigError, UserError
-from harness.features import Encoder
+from harness.feature_files import Spec
+from harness.features import Encoder, Quantity, Share
 from harness.integrity import Damaged, set_aside
 from harness.locks import Lock
 from harness.progress import Console
@@ -35,17 +37,23 @@ from harness.registry import task_class
 from harness.repairs import vit_identity
 from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
 from harness.seeds import content_hash
+from harness.shared_passes import PassOrder, encode, lead
+from harness.sources import Source, View
 from harness.specs import REPAIRS
 
 
 class Evaluation:
-    """The tasks of an experiment. `written` counts the records of this process."""
+    """The tasks of an experiment. `written` counts the records of this process.
 
-    def __init__(self, builder: Builder, console: Console, environment: dict[str, Any]) -> None:
-        self.builder, self.console, self.environment = builder, console, environment
+    With several ranks, rank 0 evaluates, and the others encode with it whatever its cache lacks.
+    """
+
+    def __init__(self, builder: Builder, console: Console, environment: dict[str, Any], ranks: Ranks = ONE) -> None:
+        self.builder, self.console, self.environment, self.ranks = builder, console, environment, ranks
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
         self.cache_gb = self.experiment.runtime.cache_gb
         self.written = 0
+        self._followed: dict[str, Encoder] = {}  # the last one, for a pass after a pass
 
     def preflight(self, runs: Sequence[Run]) -> None:
         """Build every task that has something to do and open its data, so that a mistake costs no training.
@@ -132,6 +140,24 @@ class Evaluation:
                 except RecordError as error:
                     self.console.say(f"{error}; it is set aside as {set_aside(path).name} and measured anew")
 
+    def follow(self, order: PassOrder, run: Run) -> None:
+        """Other ranks than the first: encode a part of what rank 0 asks for."""
+
+        def built() -> Encoder:
+            if run.id not in self._followed:
+                self._followed = {run.id: self._encoder(run)[0]}
+            return self._followed[run.id]
+
+        encode(self.ranks, built, order)
+
+    def _share(self, run: Run) -> Share | None:
+        def share(
+            encoder: Encoder, source: Source, view: View, wanted: tuple[Quantity, ...], specs: tuple[Spec, ...]
+        ) -> None:
+            lead(self.ranks, encoder, PassOrder(run.id, source, view, wanted, specs, encoder.batch_size, 0))
+
+        return None if self.ranks.alone else share
+
     def _encoder(self, run: Run) -> tuple[Encoder, dict[str, Any]]:
         """The frozen encoder of a run, and what is known of how it came to be."""
         described: dict[str, Any] = {}
@@ -158,6 +184,7 @@ class Evaluation:
             head_classes=self.builder.source.classes if head_trained else None,
             reference=self._reference(run),
             cache_bytes=None if self.cache_gb is None else round(self.cache_gb * 1e9),
+            share=self._share(run),
         )
         return encoder, described
 

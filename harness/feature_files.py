@@ -121,8 +121,7 @@ class Writer:
 
     def __init__(self, specs: Sequence[Spec], step: int) -> None:
         self.specs = list(specs)
-        rows = min((_resumable(spec) for spec in self.specs), default=0)
-        self.start = min(rows // step * step, min(spec.rows for spec in self.specs))
+        self.start = rows_there(self.specs, step)
         self.files: dict[Path, io.BufferedRandom] = {}
         self.digests = {spec.path: hashlib.sha256() for spec in self.specs}
         self.rows = dict.fromkeys((spec.path for spec in self.specs), self.start)
@@ -134,7 +133,7 @@ class Writer:
                 self._open(spec)
         except OSError as error:
             self._close()
-            raise _full(error, self.specs) from error
+            raise full_disk(error, self.specs) from error
         return self
 
     def _open(self, spec: Spec) -> None:
@@ -158,7 +157,7 @@ class Writer:
         try:
             self.files[spec.path].write(data)
         except OSError as error:
-            raise _full(error, self.specs) from error
+            raise full_disk(error, self.specs) from error
         self.digests[spec.path].update(data)
         self.rows[spec.path] += len(block)
 
@@ -178,7 +177,7 @@ class Writer:
             self.files[spec.path].flush()
             os.fsync(self.files[spec.path].fileno())
         except OSError as error:
-            raise _full(error, self.specs) from error
+            raise full_disk(error, self.specs) from error
 
     def finish(self) -> None:
         """All rows are written: the files appear under their own names."""
@@ -188,7 +187,7 @@ class Writer:
             try:
                 self.files[spec.path].write(MARK + self.digests[spec.path].hexdigest().encode())
             except OSError as error:
-                raise _full(error, self.specs) from error
+                raise full_disk(error, self.specs) from error
             self._flush(spec)
             os.replace(spec.part, spec.path)
             spec.progress.unlink(missing_ok=True)
@@ -214,6 +213,12 @@ class Writer:
             spec.progress.unlink(missing_ok=True)
 
 
+def rows_there(specs: Sequence[Spec], step: int) -> int:
+    """Rows that a pass which was stopped has left in the parts of all files: a multiple of `step`, or all."""
+    rows = min((_resumable(spec) for spec in specs), default=0)
+    return min(rows // step * step, min(spec.rows for spec in specs))
+
+
 def _resumable(spec: Spec) -> int:
     """How many rows of a part can be relied on."""
     try:
@@ -227,7 +232,7 @@ def _resumable(spec: Spec) -> int:
     return rows if same and enough and 0 <= rows <= spec.rows else 0
 
 
-def _full(error: OSError, specs: Sequence[Spec]) -> Exception:
+def full_disk(error: OSError, specs: Sequence[Spec]) -> Exception:
     """A full disk in words; any other error as it is."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -107,12 +107,21 @@ class Tokens:
 class _Quantity:
     """One array that a pass can fill: what names it in the key, its shape an image, how outputs give it."""
 
-    name: str
+    kind: str
     layer: int | None
     norm: bool
     shape: tuple[int, ...]
     of: Callable[[Outputs], Tensor]
     dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.layer is None else f"{self.kind}{self.layer}"
+
+
+# Fills the files of a pass: the encoder, samples and view, kind, layer and norm of each array, and its file.
+Share: TypeAlias = "Callable[[Encoder, Source, View, tuple[Quantity, ...], tuple[Spec, ...]], None]"
+Quantity: TypeAlias = tuple[str, int | None, bool]
 
 
 class Encoder:
@@ -137,6 +146,7 @@ class Encoder:
         head_classes: Sequence[str] | None = None,
         reference: Reference | None = None,
         cache_bytes: int | None = None,
+        share: Share | None = None,
     ) -> None:
         """
         Args:
@@ -146,6 +156,7 @@ class Encoder:
             precision: of the forward pass; features are kept in fp32.
             num_workers: processes that decode images; 0: this one.
             cache_bytes: what the cache may take on the disk; what was used longest ago goes first. None: no limit.
+            share: fills the files of a pass together with other ranks; None: this process does it alone.
         """
         if isinstance(vit, TimmVit) and vit.model.training:
             raise ValueError("the model is in training mode; pass it through harness.api.frozen first")
@@ -154,6 +165,7 @@ class Encoder:
         self.vit, self.identity, self.cache, self.cache_bytes = vit, identity, cache, cache_bytes
         self.device, self.batch_size, self.num_workers = device, batch_size, num_workers
         self.precision: Precision = precision
+        self._share = share
         self.reference = reference
         self.head_classes = None if head_classes is None else tuple(head_classes)
         self.depth, self.dim, self.num_classes = vit.depth, vit.dim, vit.num_classes
@@ -214,9 +226,9 @@ class Encoder:
         Raises:
             UserError: an image that cannot be decoded, or features that are not finite; names the sample.
         """
-        wanted = {i: self._pooled(i, norm) for i in sorted({self.layer(i) for i in layers})}
-        head = _Quantity("logits", None, False, (self.num_classes,), lambda outputs: outputs.logits)
-        arrays = self._arrays(source, view, [*wanted.values(), *([head] if logits else [])])
+        wanted = {i: self._quantity("block", i, norm) for i in sorted({self.layer(i) for i in layers})}
+        head = [self._quantity("logits", None, False)] if logits else []
+        arrays = self._arrays(source, view, [*wanted.values(), *head])
         tokens = {i: arrays[quantity.name] for i, quantity in wanted.items()}
         return Pooled(tokens, source.labels(), self.has_cls, arrays.get("logits"))
 
@@ -228,8 +240,8 @@ class Encoder:
                 names the sample.
         """
         numbers = sorted({self.layer(i) for i in layers})
-        patches = {i: self._patches(i, norm) for i in numbers}
-        cls = {i: self._cls(i, norm) for i in numbers} if self.has_cls else {}
+        patches = {i: self._quantity("patches", i, norm) for i in numbers}
+        cls = {i: self._quantity("cls", i, norm) for i in numbers} if self.has_cls else {}
         arrays = self._arrays(source, view, [*patches.values(), *cls.values()])
         return Tokens(
             {i: arrays[q.name] for i, q in patches.items()}, {i: arrays[q.name] for i, q in cls.items()}, self.grid
@@ -268,13 +280,28 @@ class Encoder:
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
+    def blocks(
+        self, source: Source, view: View, quantities: Iterable[Quantity]
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """One pass over a source: the number of each batch's first sample, and of each quantity its [B, *shape].
+
+        Raises:
+            UserError: as `pooled` and `tokens`.
+        """
+        return self._pass(source, view, [self._quantity(*one) for one in quantities])
+
+    def _quantity(self, kind: str, layer: int | None, norm: bool) -> _Quantity:
+        if layer is None:
+            return _Quantity(kind, None, False, (self.num_classes,), lambda outputs: outputs.logits)
+        return {"block": self._pooled, "patches": self._patches, "cls": self._cls}[kind](layer, norm)
+
     def _pooled(self, layer: int, norm: bool) -> _Quantity:
         def of(outputs: Outputs) -> Tensor:
             tokens = outputs.normed(layer) if norm else outputs.tokens[layer]  # [B, N, D]
             mean = tokens[:, self.num_prefix_tokens :].float().mean(dim=1)  # [B, D]
             return torch.stack([tokens[:, 0].float(), mean] if self.has_cls else [mean], dim=1)
 
-        return _Quantity(f"block{layer}", layer, norm, (1 + self.has_cls, self.dim), of)
+        return _Quantity("block", layer, norm, (1 + self.has_cls, self.dim), of)
 
     def _patches(self, layer: int, norm: bool) -> _Quantity:
         def of(outputs: Outputs) -> Tensor:
@@ -282,20 +309,21 @@ class Encoder:
             return tokens[:, self.num_prefix_tokens :].half()
 
         shape = (self.grid[0] * self.grid[1], self.dim)
-        return _Quantity(f"patches{layer}", layer, norm, shape, of, "float16")
+        return _Quantity("patches", layer, norm, shape, of, "float16")
 
     def _cls(self, layer: int, norm: bool) -> _Quantity:
         def of(outputs: Outputs) -> Tensor:
             return (outputs.normed(layer) if norm else outputs.tokens[layer])[:, 0].half()
 
-        return _Quantity(f"cls{layer}", layer, norm, (self.dim,), of, "float16")
+        return _Quantity("cls", layer, norm, (self.dim,), of, "float16")
 
     def _arrays(self, source: Source, view: View, quantities: Sequence[_Quantity]) -> dict[str, np.ndarray]:
         """Name -> [n, *shape]; read from the cache or computed in one pass."""
         if self.cache is None:
             memory = {q.name: np.empty((len(source), *q.shape), dtype=q.dtype) for q in quantities}
-            for start, name, block in self._pass(source, view, quantities):
-                memory[name][start : start + len(block)] = block
+            for start, blocks in self._pass(source, view, quantities):
+                for quantity, block in zip(quantities, blocks, strict=True):
+                    memory[quantity.name][start : start + len(block)] = block
             return memory
         folder = self.cache / content_hash(self.identity)
         common = self._key(source, view)
@@ -320,11 +348,15 @@ class Encoder:
 
     def _fill(self, source: Source, view: View, missing: Sequence[_Quantity], specs: Mapping[str, Spec]) -> None:
         """Write the missing files in one pass, from where a killed one left off."""
+        if self._share is not None:
+            wanted = tuple((q.kind, q.layer, q.norm) for q in missing)
+            self._share(self, source, view, wanted, tuple(specs[q.name] for q in missing))
+            return
         with Writer([specs[q.name] for q in missing], self.batch_size) as writer:
-            for _, name, block in self._pass(source, view, missing, writer.start):
-                writer.write(specs[name], block)
-                if name == missing[-1].name:  # the batch is done
-                    writer.sync()
+            for _, blocks in self._pass(source, view, missing, writer.start):
+                for quantity, block in zip(missing, blocks, strict=True):
+                    writer.write(specs[quantity.name], block)
+                writer.sync()
             writer.finish()
 
     def _key(self, source: Source, view: View) -> dict[str, Any]:
@@ -342,11 +374,12 @@ class Encoder:
 
     def _pass(
         self, source: Source, view: View, quantities: Sequence[_Quantity], start: int = 0
-    ) -> Iterator[tuple[int, str, np.ndarray]]:
-        """One pass over the source from sample `start`: (number of the first sample, name, [B, *shape])."""
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """One pass over the source from sample `start`: number of each batch's first sample, [B, *shape] of each."""
         layers = [q.layer for q in quantities if q.layer is not None]
         for images in self.images(source, view, start):
             outputs = self(images, layers=layers)
+            blocks = []
             for quantity in quantities:
                 block = quantity.of(outputs).cpu()
                 finite = torch.isfinite(block.flatten(1)).all(dim=1)  # [B]
@@ -357,7 +390,8 @@ class Encoder:
                         f"the {quantity.name} features of image {sample!r} are not finite{kept}. The model has "
                         f"diverged, or precision {self.precision!r} is too narrow for it: use fp32"
                     )
-                yield start, quantity.name, block.numpy()
+                blocks.append(block.numpy())
+            yield start, blocks
             start += len(images)
 
 

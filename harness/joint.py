@@ -196,6 +196,23 @@ def gathered_batch(ranks: Ranks, batch: Batch, counts: tuple[int, ...]) -> Batch
     return Batch(images, labels, index, batch.progress)
 
 
+def agreed_batches(stream: Iterator[tuple[Batch, int]], ranks: Ranks) -> Iterator[tuple[Batch, int]]:
+    """This rank's parts of batches: an error ends all ranks' alike, broken images are counted over all of them, and
+    labels are there on all or on none.
+    """
+    if ranks.alone:
+        yield from stream
+        return
+    while True:
+        with ranks.together():
+            found = next(stream, None)
+        if found is None:
+            return
+        batch, skipped = found
+        skipped, unlabelled = ranks.sums(skipped, int(batch.labels is None))
+        yield dataclasses.replace(batch, labels=None if unlabelled else batch.labels), skipped
+
+
 def in_words(error: Exception) -> str:
     """What was raised and where: by whom outside of torch."""
     if isinstance(error, Agreed):

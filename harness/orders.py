@@ -32,7 +32,7 @@ def tell(ranks: Ranks, order: Any) -> None:
         ranks.shared(order)
 
 
-def orders(ranks: Ranks) -> Iterator[Any]:
+def told(ranks: Ranks) -> Iterator[Any]:
     """Other ranks: what they are told, until rank 0 has ended.
 
     Raises:

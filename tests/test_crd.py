@@ -16,7 +16,7 @@ from baselines.crd import CRD, similarities
 from harness.api import Batch, Calibration
 from harness.catalogue import catalogue
 from harness.checks import specimen
-from harness.job import save_method
+from harness.group_training import save_method
 from harness.specimen import same_bits
 
 close = pytest.approx

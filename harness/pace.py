@@ -9,10 +9,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 NAME = "progress.json"
+SILENT_S = 120.0  # without a word, or ten steps: worth a person's look
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Progress:
     Attributes:
         step, steps: done, and in all. per_s: steps a second of late; None where that is not known yet.
         batch_size: images a step. device: as torch calls it. began: when this process began with it, ISO 8601, UTC.
+        silent_s: how long nothing has been heard of it; None where that is no longer than it should be.
     """
 
     step: int
@@ -30,6 +32,7 @@ class Progress:
     batch_size: int
     device: str
     began: str
+    silent_s: float | None = None
 
     @property
     def left_s(self) -> float | None:
@@ -69,18 +72,27 @@ class Pace:
         self.marks.append((now_s, step))
         old_s, old = self.marks[0]
         per_s = (step - old) / (now_s - old_s) if now_s > old_s else None
+        now = Progress(step, self.steps, per_s, self.batch_size, *self.told)
         fresh = self.folder / f".{NAME}.{os.getpid()}"
         with contextlib.suppress(OSError):  # whoever looks on does without; it is not worth a training's end
-            fresh.write_text(json.dumps(asdict(Progress(step, self.steps, per_s, self.batch_size, *self.told))))
+            fresh.write_text(json.dumps(asdict(now)))
             os.replace(fresh, self.folder / NAME)
 
 
-def progress_in(folder: Path) -> Progress | None:
-    """What a group's folder says; None where there is nothing that can be read."""
+def progress_in(folder: Path, now_s: float) -> Progress | None:
+    """What a group's folder says; None where there is nothing that can be read.
+
+    Args:
+        now_s: by the clock that stamps the folder's files: `harness.disk.now_in`.
+    """
+    path = folder / NAME
     try:
-        return Progress(**json.loads((folder / NAME).read_text()))
+        found = Progress(**json.loads(path.read_text()))
+        silent_s = now_s - path.stat().st_mtime
     except (OSError, ValueError, TypeError):
         return None
+    expected_s = Pace.EVERY_S + 10 / (found.per_s or 1)
+    return found if silent_s < max(SILENT_S, expected_s) else replace(found, silent_s=silent_s)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from harness.glance import Glance
 from harness.pace import duration
 from harness.past import Past, add_past, past_here
 from harness.runs import Group, Run, TaskRun, Workspace, bound_runs, fit_runs, groups, student_runs, task_runs
-from harness.specs import Training
+from harness.specs import Submission, Training
 
 RETRY = "  `singer-bench run CONFIG --retry-failed` trains failed ones again"
 SHOWN = 20  # lines of one kind, unless all are asked for
@@ -83,7 +83,7 @@ class _Plan:
         lines = [*self._head(), *self._groups(), *self._passes(), *self._estimated("training", self.training)]
         lines += self._evaluations()
         asked = self.experiment.submit
-        if "submit" in self.experiment.model_fields_set:
+        if asked != Submission():
             total_s = wall_s(asked, self.trainings, self.training, self.evaluation)
             at_once = "all jobs at once" if asked.max_jobs is None else f"{count(asked.max_jobs, 'job')} at once"
             lines += [f"from start to end: about {duration(total_s)} with {at_once}"] if total_s else []

@@ -1,12 +1,9 @@
-"""What the command line says about experiments and workspaces: plans, status, tables, lists. No torch at import."""
+"""What the command line says: tables, lists, checks, exports; and an experiment kept in its workspace. No torch."""
 
 from __future__ import annotations
 
 import importlib.resources
-import json
-import shlex
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +12,11 @@ from tabulate import tabulate
 
 from harness import students
 from harness.catalogue import Catalogue, Entry, catalogue
-from harness.config import Experiment, parse
+from harness.config import Experiment
 from harness.errors import UserError, unknown
-from harness.locks import is_stale
 from harness.records import read_records, write_atomic
-from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_runs, student_runs, task_runs
+from harness.runs import Workspace, bound_runs, student_runs, task_runs
 from harness.specs import EXPORTED, LOCAL
-from harness.yaml_files import read_yaml
-
-RETRY = "  `singer-bench run CONFIG --retry-failed` trains failed ones again"
 
 
 def shipped(name: str) -> Path:
@@ -72,79 +65,6 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
         write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
     short = render(rows_and_columns(mine, problems=problems), "markdown")
     return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}\n"
-
-
-def _held(workspace: Workspace, name: str) -> bool:
-    """Whether a living process holds one of the workspace's locks."""
-    lock = workspace.locks / f"{name}.lock"
-    return lock.is_file() and not is_stale(lock)
-
-
-def _running(workspace: Workspace) -> set[str]:
-    """Runs whose group is held by a living process."""
-    found: set[str] = set()
-    for path in workspace.groups.glob("*/group.json"):
-        if _held(workspace, f"train-{path.parent.name}"):
-            found |= set(json.loads(path.read_text())["runs"])
-    return found
-
-
-def _evaluations(runs: Sequence[Run], tasks: Sequence[TaskRun], workspace: Workspace) -> str:
-    done = sum(workspace.has_record(run, task) for run in runs for task in tasks)
-    return f"{done} of {len(runs) * len(tasks)}"
-
-
-def _failures(runs: Sequence[Run], workspace: Workspace) -> list[str]:
-    found = [(run, workspace.failure(run.id)) for run in runs]
-    return [f"  failed: {run.title} at step {why['step']}: {why['reason']}" for run, why in found if why is not None]
-
-
-def status(workspace: Workspace) -> str:
-    """Every experiment of a workspace: how many runs are in which state, and why the failed ones failed."""
-    paths = sorted((workspace.root / "experiments").glob("*.yaml"))
-    if not paths:
-        where = str(workspace.root)
-        raise UserError(
-            f"{where!r} holds no experiment; `singer-bench run CONFIG --workspace {shlex.quote(where)}` starts one"
-        )
-    running = _running(workspace)
-    lines: list[str] = []
-    for path in paths:
-        try:
-            lines += _status_of(parse(read_yaml(path), str(path)), workspace, running)
-        except UserError as error:  # such as a plugin that was moved: the others can be told of all the same
-            lines.append(f"{path.stem}: cannot be shown: {error}")
-    return "\n".join(lines)
-
-
-def _status_of(experiment: Experiment, workspace: Workspace, running: set[str]) -> list[str]:
-    runs, tasks, fits = student_runs(experiment), task_runs(experiment), fit_runs(experiment)
-    everyone = bound_runs(experiment) + runs
-    states = {run.id: _state(run, workspace, running) for run in fits + runs}
-    count = Counter(states[run.id] for run in runs)
-    said = ", ".join(f"{count[state]} {state}" for state in ("trained", "running", "pending", "failed"))
-    evaluated = f"; evaluated: {_evaluations(everyone, tasks, workspace)}" if tasks else ""
-    lines = [f"{experiment.name}: students: {said}{evaluated}"]
-    for run in fits + runs:
-        if states[run.id] == "running":
-            lines.append(f"  running: {run.title}{_last_step(workspace, run)}")
-    lines += [f"  evaluating: {run.title}" for run in everyone if _held(workspace, f"evaluate-{run.id}")]
-    failures = _failures(fits + runs, workspace)
-    return lines + failures + [RETRY] * bool(failures)
-
-
-def _state(run: Run, workspace: Workspace, running: set[str]) -> str:
-    if workspace.failure(run.id) is not None:
-        return "failed"
-    if workspace.is_trained(run):
-        return "trained"
-    return "running" if run.id in running else "pending"
-
-
-def _last_step(workspace: Workspace, run: Run) -> str:
-    path = workspace.partial(run.id) / "train.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return f", step {json.loads(lines[-1])['step']}" if lines else ""
 
 
 def listing(kind: str, verbose: bool, plugins: Sequence[str], width: int = 120) -> str:

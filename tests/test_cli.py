@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import __version__, checks, cli, plans, results
+from harness import __version__, checks, cli, plans
 from harness.config import Experiment, load, parse
 from harness.locks import Lock
 from harness.plans import plan
 from harness.records import MetricInfo, Record, write_record
-from harness.results import listing, remember, status
+from harness.results import listing, remember
 from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs, task_runs
+from harness.status import status as look
+from harness.status_text import described
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "mmengine", "numpy", "matplotlib")
@@ -110,6 +113,10 @@ def train(run: Run, workspace: Workspace, own_s: float = 60.0) -> None:
     )
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text("{}")
+
+
+def status(workspace: Workspace) -> str:
+    return "\n".join(described(look(workspace)))
 
 
 def fail(run: Run, workspace: Workspace) -> None:
@@ -383,14 +390,13 @@ def test_status_counts_every_state_and_says_why_a_run_failed(call, workspace):
         code, out, err = call("status", workspace.root)
         assert (code, err) == (0, "")
         assert out.splitlines() == [
-            "small: students: 1 trained, 2 running, 2 pending, 1 failed; evaluated: 0 of 6",
-            "  running: none seed 1, step 40",
-            "  running: fitnet seed 1",
-            "  evaluating: none seed 0",
+            "small: students: 1 trained, 2 running, 2 pending, 1 failed; evaluated: 0 of 6 (encoders: 1 running)",
+            f"  running: none, fitnet seed 1: step 40, on {socket.gethostname()}, process {os.getpid()}",
+            f"  evaluating: none seed 0: on {socket.gethostname()}, process {os.getpid()}",
             "  failed: fitnet seed 0 at step 7: loss kd is nan",
-            results.RETRY,
+            plans.RETRY,
         ]
-    assert "0 running, 4 pending" in status(workspace)  # its process has gone
+    assert "1 trained, 4 pending, 1 failed" in status(workspace)  # its process has gone
 
 
 def test_status_tells_of_a_teacher_that_is_trained_first(workspace):
@@ -412,7 +418,7 @@ def test_status_of_one_experiment_does_not_depend_on_another_that_cannot_be_read
     cut, moved, whole = status(workspace).splitlines()
     assert cut.startswith("cut: cannot be shown: ") and "is not valid YAML" in cut
     assert moved.startswith("moved: cannot be shown: ") and "no file 'teacher.safetensors'" in moved
-    assert whole == "whole: students: 0 trained, 0 running, 6 pending, 0 failed; evaluated: 0 of 6"
+    assert whole == "whole: students: 0 trained, 6 pending; evaluated: 0 of 6"
 
 
 def test_a_remembered_experiment_has_the_same_runs_from_any_folder(workspace, tmp_path, monkeypatch):

@@ -40,10 +40,10 @@ RAISES = '''
 from harness.api import Method
 
 
-class Mine(Method):
+class RaisesAtOnce(Method):
     """Raises."""
 
-    name = "mine"
+    name = "raises_at_once"
     cite = "made up"
 
     def losses(self, student, teacher, batch):
@@ -399,9 +399,9 @@ def test_steps_are_measured_on_noise_where_that_is_asked_for_and_nothing_is_kept
 def test_a_row_that_cannot_be_measured_is_named_with_the_reason(tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text(RAISES)
-    experiment = tiny(tmp_path, methods=["none", "mine"], plugins=[str(plugin)], runtime={"max_group": 1})
+    experiment = tiny(tmp_path, methods=["none", "raises_at_once"], plugins=[str(plugin)], runtime={"max_group": 1})
     lines = plan(experiment, Workspace(tmp_path / "new"), benchmark=True).splitlines()
-    assert any(line.startswith("  not in it: mine: ValueError at mine.py") for line in lines)
+    assert any(line.startswith("  not in it: raises_at_once: ValueError at mine.py") for line in lines)
     assert "  from steps measured here and now: none" in lines
 
 

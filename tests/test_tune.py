@@ -20,8 +20,9 @@ from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Console
 from harness.records import read_records
-from harness.results import status
 from harness.runs import Workspace, student_runs
+from harness.status import status
+from harness.status_text import described
 from harness.tune import HELD_OUT, Plan, Tuning, find_goal, make_rungs, tune
 from harness.tuned import table, without_result
 
@@ -130,7 +131,7 @@ def test_the_best_of_all_trials_is_chosen_and_every_trial_is_a_record(here, tmp_
     none, row = tuning.rows
     assert (none.steps, none.images, row.steps, row.images) == (4, 16, 16, 64)
     assert len(list(Workspace(tmp_path / "w").students.iterdir())) == 5
-    assert "tiny-tuning: students: 5 trained" in status(Workspace(tmp_path / "w"))
+    assert "tiny-tuning: students: 5 trained" in described(status(Workspace(tmp_path / "w")))[0]
     less = tune(here, Workspace(tmp_path / "w"), Plan(trials=4, metric="score.less"), QUIET)
     assert choices(less)["hints"] == (min(hints, key=hints.__getitem__), min(hints.values()))
 

@@ -559,6 +559,7 @@ def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
     queue.serve(workspace, said, wait=False, slots=2)
     assert "serves the queue" in said.lines[-1]
     ledger = Ledger(workspace)
+    assert list(ledger.entries()) == [unit.id for unit in units], "the order in which they can begin is kept"
     until(lambda: list(workspace.groups.glob("*/checkpoint.pt")))
     group = next(workspace.groups.glob("*/checkpoint.pt")).parent.name
     victim = ledger.entries()[f"train-{group}"]

@@ -69,7 +69,7 @@ class Entry:
         submitted: ISO 8601, UTC. attempt: how often the unit has been submitted, this time included.
         resources: what was asked for: the plain values of `harness.specs.Submission`.
         name: of the Slurm job, by which it is found where whoever submitted it died before noting its number.
-        index: in its job array; None: it is no part of one.
+        index: in its job array, or among what was queued with it; None: it is no part of an array.
         job: Slurm's number, "123_4" in an array, or submitit's local one; None: not started, or not noted.
         log: standard error of the job, relative to the workspace; None: not known yet.
         state, pid, started, host, gpus, restarts: of a local job, written by the queue. started: in kernel ticks.

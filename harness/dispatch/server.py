@@ -108,7 +108,7 @@ class Server:
     def left(self) -> list[str]:
         """What is queued and can never start here, where nothing runs: a sentence each."""
         entries, found, sentences = self.ledger.entries(), Found(self.workspace), []
-        for entry in filter(self._is_queued, entries.values()):
+        for entry in filter(_is_queued, entries.values()):
             if _can_begin(entry.unit, entries, found):
                 why = never(Request.of(entry.resources), self.machine)
             else:  # another machine's queue may be at work on what it needs, and will take it then
@@ -121,14 +121,11 @@ class Server:
     def _starts(self, entries: Mapping[str, Entry]) -> list[tuple[Entry, Placed]]:
         """What can start now, and where. What was submitted first comes first, and evaluations before trainings."""
         found = Found(self.workspace)
-        ready = [e for e in entries.values() if self._is_queued(e) and _can_begin(e.unit, entries, found)]
+        ready = [e for e in entries.values() if _is_queued(e) and _can_begin(e.unit, entries, found)]
         ready.sort(key=lambda entry: (entry.submitted, entry.unit.kind != "evaluate"))
         running = [_placed(entry) for entry in self.live.values()]
         starts = place([Request.of(entry.resources) for entry in ready], running, self.machine)
         return [(ready[position], placed) for position, placed in starts.items()]
-
-    def _is_queued(self, entry: Entry) -> bool:
-        return entry.cluster == "local" and entry.state == "queued" and entry.host in (None, self.host)
 
     def _start(self, entry: Entry, placed: Placed) -> None:
         # The place is on disk before anything runs there: whoever finds the folder knows what its processes hold.
@@ -145,7 +142,7 @@ class Server:
         self.live[folder], self._begun_s[folder] = entry, time.monotonic()
         self._write(entry)
         where = f"GPU {', '.join(map(str, placed.gpus))}" if placed.gpus else "the CPU"
-        self.console.say(f"started: {entry.unit}; on {where}, log {entry.log}")
+        self.console.say(f"started: {entry.unit}; on {where}, log {self.workspace.root / (entry.log or '')}")
 
     def _ended(self, entry: Entry, unseen: bool = False) -> None:
         """Note what became of a job of which nothing runs. unseen: it ended while there was no server."""
@@ -211,7 +208,7 @@ class Server:
         bad = {i for i, one in entries.items() if one.state in ENDED and not there.issuperset(one.unit.runs)}
         return [
             (entry, entries[need].unit)
-            for entry in filter(self._is_queued, entries.values())
+            for entry in filter(_is_queued, entries.values())
             for need in bad.intersection(entry.unit.needs)
             if not (entry.unit.kind == "evaluate" and there.issuperset(entry.unit.runs))
         ]
@@ -241,6 +238,10 @@ class Server:
             self._look()
             asked.wait(POLL_S)
         raise Interrupted(asked.name)
+
+
+def _is_queued(entry: Entry) -> bool:
+    return entry.cluster == "local" and entry.state == "queued"
 
 
 def _can_begin(unit: Unit, entries: Mapping[str, Entry], found: Found) -> bool:

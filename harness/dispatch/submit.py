@@ -95,7 +95,7 @@ def submit(
         folder = snapshot.take(workspace, experiment)
         attempts = {unit.id: _attempt(ledger, found.entries, unit) for unit in found.units}
         if where == "local":
-            return [_queue(ledger, unit, checked.asked, folder, attempts[unit.id]) for unit in found.units]
+            return _queue(ledger, found.units, checked.asked, folder, attempts)
         return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
 
 
@@ -184,11 +184,16 @@ def _attempt(ledger: Ledger, entries: Mapping[str, Entry], unit: Unit) -> int:
     return 1 + max((entry.attempt for entry in ledger.attempts(unit.id)), default=0)
 
 
-def _queue(ledger: Ledger, unit: Unit, asked: Submission, folder: str, attempt: int) -> Entry:
-    """Put a unit into this machine's queue, which gives it a folder when it starts."""
-    entry = Entry(unit, "local", "", folder, now(), attempt, asked.model_dump(mode="json"))
-    ledger.write(entry)
-    return entry
+def _queue(
+    ledger: Ledger, units: tuple[Unit, ...], asked: Submission, folder: str, attempts: Mapping[str, int]
+) -> list[Entry]:
+    """Put units into this machine's queue in their order; it gives each a folder when it starts."""
+    submitted, resources, entries = now(), asked.model_dump(mode="json"), []
+    for index, unit in enumerate(units):
+        entry = Entry(unit, "local", "", folder, submitted, attempts[unit.id], resources, index=index)
+        ledger.write(entry)
+        entries.append(entry)
+    return entries
 
 
 def _submit_arrays(

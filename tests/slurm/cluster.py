@@ -6,8 +6,9 @@
         cluster.scontrol("requeue", job)
 
 The node has 2 CPUs and 2 GPUs that do not exist. Jobs in the partition `urgent` preempt those in `main`, the default:
-these get the signal they asked for, or SIGTERM, then are killed within some seconds, and start again. Slurm looks at
-time limits every 30 s only, and a requeued job starts again after some seconds.
+steps get SIGTERM, or the signal that was asked for, then all is killed after a dozen seconds, and the job starts again.
+A job that ends by itself on that signal has ended: Slurm does not start it again. Slurm looks at time limits every 30 s
+only, sacct knows a state some seconds late, and a requeued job waits about six seconds.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.keeper.communicate()  # the end of its input stops it, and it stops all others
         if self.before is None:
             del os.environ["SLURM_CONF"]
         else:
             os.environ["SLURM_CONF"] = self.before
+        self.keeper.communicate(timeout=60)  # the end of its input stops it, and it stops all others
 
     def run(self, *command: str) -> str:
         """What one of Slurm's programs prints. Raises RuntimeError with what it says where it fails."""
@@ -122,9 +123,8 @@ class Cluster:
         end = time.monotonic() + limit_s
         while not holds():
             if time.monotonic() > end:
-                raise TimeoutError(
-                    f"{what}: not within {limit_s} s\n{self.run('squeue', '--states=all')}\n{tails(self.folder)}"
-                )
+                queue = self.run("squeue", "--states=all")
+                raise TimeoutError(f"{what}: not within {limit_s} s\n{queue}\n{tails(self.folder)}")
             time.sleep(0.1)
 
     def wait(self, job_id: str, state: str, limit_s: float = 60) -> None:

@@ -69,8 +69,8 @@ StorageLoc=slurm_acct_db
 
 # Slurm wants devices and never opens them: it counts them and says their numbers to jobs.
 GRES = """\
-NodeName={host} Name=gpu File={folder}/gpu0 Flags=nvidia_gpu_env
-NodeName={host} Name=gpu File={folder}/gpu1 Flags=nvidia_gpu_env
+NodeName={host} Name=gpu File={folder}/gpu0
+NodeName={host} Name=gpu File={folder}/gpu1
 """
 
 DATABASE = """\

@@ -86,16 +86,25 @@ def test_a_job_near_its_time_limit_gets_the_signal_that_it_asked_for(slurm):
     assert "got USR2" in slurm.output(job)
 
 
-def test_jobs_have_different_gpus_and_wait_when_none_is_left(slurm):
-    script = "echo gpu $CUDA_VISIBLE_DEVICES; sleep infinity"
-    first, second = (slurm.submit(script, "--gpus-per-node=1") for _ in range(2))
-    for job in (first, second):
-        slurm.until(lambda job=job: "gpu" in slurm.output(job), "it has started")
-    assert {slurm.output(first), slurm.output(second)} == {"gpu 0\n", "gpu 1\n"}
-    third = slurm.submit(script, "--gpus-per-node=1", "--cpus-per-task=1")
+def test_jobs_get_different_gpus(slurm):
+    jobs = [slurm.submit("echo gpu $CUDA_VISIBLE_DEVICES; sleep infinity", "--gpus-per-node=1") for _ in range(2)]
+    slurm.until(lambda: all(map(slurm.output, jobs)), "both have started")
+    assert {slurm.output(job) for job in jobs} == {"gpu 0\n", "gpu 1\n"}
+
+
+def test_a_job_waits_for_a_gpu_while_others_need_none(slurm):
+    both = slurm.submit("sleep infinity", "--gpus-per-node=2")
+    slurm.wait(both, "RUNNING")
+    waiting, other = slurm.submit("true", "--gpus-per-node=1", "--time=1"), slurm.submit("true", "--time=1")
+    slurm.wait(other, "COMPLETED")
+    assert slurm.state(waiting) == "PENDING"
+    slurm.run("scancel", both)
+    slurm.wait(waiting, "COMPLETED")
+
+
+def test_more_gpus_than_there_are_are_refused(slurm):
     with pytest.raises(RuntimeError, match="not available"):
-        slurm.submit(script, "--gpus-per-node=3")
-    assert slurm.state(third) == "PENDING"
+        slurm.submit("true", "--gpus-per-node=3")
 
 
 def test_a_job_whose_processes_are_killed_has_failed(slurm):

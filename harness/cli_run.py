@@ -42,7 +42,7 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
     remember(experiment, workspace)
     if retry_failed:
         for one in fit_runs(experiment) + runs:
-            (workspace.failures / f"{one.id}.json").unlink(missing_ok=True)
+            workspace.forgive(one.id)
     if pending(experiment, workspace):
         from harness.job import Interrupted, Job
 

@@ -1,7 +1,8 @@
-"""Commands about what is to do and what goes on: plan, status."""
+"""Commands about what is to do and what goes on: plan, status, retry, cancel."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from harness.cli_options import (
     Config,
     Plugins,
+    Quiet,
     Settings,
     WorkspaceArgument,
     WorkspaceOption,
@@ -69,3 +71,57 @@ def status(
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         print("\n".join(described(found, everything)))
+
+
+Titles = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TITLE]...", help="Runs, such as 'fitnet seed 0', or rows. Default: all.", show_default=False
+    ),
+]
+
+
+def retry(
+    workspace: WorkspaceArgument,
+    titles: Titles = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only what failed.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="Only what ended without a word.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Submit again what failed or was lost, where it ran."""
+    from harness import cli_queue
+    from harness.dispatch import again
+    from harness.progress import Console
+    from harness.status import State
+
+    only: State = "failed" if failed else "lost"
+    states: tuple[State, ...] = ("failed", "lost") if failed == lost else (only,)
+    place, console = existing(workspace), Console(quiet)
+    if "local" in again.retry(place, console, states, titles or ()):
+        cli_queue.serve(place, console, wait=False)
+
+
+def cancel(
+    workspace: WorkspaceArgument,
+    titles: Titles = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """End jobs that are under way; what is saved stays."""
+    from harness.dispatch import again
+    from harness.plans import count
+    from harness.progress import Console
+
+    console = Console(quiet)
+
+    def sure(lines: list[str]) -> bool:
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UserError(f"nobody can be asked whether to end {count(len(lines), 'job')}; --yes ends them")
+        print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+        return typer.confirm(f"end {count(len(lines), 'job')}?", err=True)
+
+    ended = again.cancel(existing(workspace), console, titles or (), sure)
+    if ended:
+        console.say(f"cancelled: {count(len(ended), 'job')}; `singer-bench submit CONFIG` goes on where they were")

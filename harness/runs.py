@@ -124,6 +124,14 @@ class Workspace:
         failure = {"reason": reason, "step": step, **facts, "label": run.info.label, "seed": run.info.seed}
         write_atomic(self.failures / f"{run.id}.json", json.dumps(failure, indent=2))
 
+    def forgive(self, run_id: str) -> None:
+        """Set a failure aside, so that its run is trained again: it stays as failures/<run id>.<number>.json."""
+        path, number = self.failures / f"{run_id}.json", 1
+        while (kept := path.with_suffix(f".{number}.json")).exists():
+            number += 1
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(kept)
+
     def task_id(self, task: TaskRun) -> str | None:
         """Hash of the task's protocol, or None where nothing has been evaluated under it here."""
         path = self.protocols / f"{task.key}.json"

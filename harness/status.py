@@ -15,7 +15,7 @@ from typing import Literal
 from harness.config import Experiment, parse
 from harness.disk import now_in
 from harness.dispatch import slurm
-from harness.dispatch.ledger import LIVE, Entry, Ledger
+from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Standing, standings
 from harness.errors import UserError
@@ -56,7 +56,7 @@ class Item:
     progress: Progress | None = None
     host: str | None = None
     pid: int | None = None
-    cluster: str | None = None
+    cluster: Cluster | None = None
     job: str | None = None
     gpus: tuple[int, ...] = ()
     log: str | None = None

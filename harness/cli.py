@@ -29,6 +29,8 @@ for command in (
     cli_run.tune,
     cli_status.plan,
     cli_status.status,
+    cli_status.retry,
+    cli_status.cancel,
     cli_show.table,
 ):
     app.command()(command)

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from harness import cli_data, cli_dispatch, cli_models, cli_protocols, cli_queue, cli_run, cli_show, cli_status
+from harness import (
+    cli_data,
+    cli_dispatch,
+    cli_models,
+    cli_protocols,
+    cli_queue,
+    cli_run,
+    cli_show,
+    cli_status,
+    cli_table,
+)
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -31,7 +41,7 @@ for command in (
     cli_status.status,
     cli_status.retry,
     cli_status.cancel,
-    cli_show.table,
+    cli_table.table,
 ):
     app.command()(command)
 app.command("list")(cli_show.list_)

@@ -26,8 +26,9 @@ def chart(board: Leaderboard, path: Path, metric: str | None = None) -> Path:
 
     column = section.columns[j]
     factor = 100.0 if column.unit == "fraction" else 1.0
-    cells = [(row, cells[j]) for row, cells in zip(section.rows, section.cells, strict=True) if cells[j] is not None]
-    bars = [(c.mean, c.spread, r.label) for r, c in cells if c and r.kind == "student"]
+    pairs = zip(section.rows, section.cells, strict=True)
+    cells = [(row, cells[j]) for row, cells in pairs if cells[j] is not None and row.origin == "measured"]
+    bars = [(c.mean, c.spread, r.label) for r, c in cells if c and r.competes]
     bars.sort(key=lambda bar: (bar[0], bar[2]))
     if column.direction == "down":
         bars.reverse()

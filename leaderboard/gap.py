@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harness.errors import UserError, unknown
-from leaderboard.board import Cell, Column, Gap, Row, Section
+from leaderboard.board import Cell, Column, Gap, Row
 from leaderboard.ranking import TIE, mean_and_spread
 
 Values = Mapping[int, float]  # seed -> value
@@ -75,16 +75,20 @@ def _for_all(row: Row, values: Values, seeds: set[int]) -> Values:
     return dict.fromkeys(seeds, value)
 
 
-def check_gap(sections: Sequence[Section], low: str, high: str) -> None:
-    """Raises UserError where no table can have the column: rows that do not exist, or not in one table."""
-    labels = list(dict.fromkeys(row.label for section in sections for row in section.rows))
+def check_gap(tables: Sequence[tuple[Sequence[str], Sequence[Gap]]], low: str, high: str) -> None:
+    """Raises UserError where no table can have the column: rows that do not exist, or not in one table.
+
+    Args:
+        tables: labels of all rows of each, and its gaps.
+    """
+    labels = list(dict.fromkeys(label for mine, _ in tables for label in mine))
     for label in (low, high):
         if label not in labels:
             raise UserError(f"--gap: {unknown('row', label, labels)}")
     if low == high:
         raise UserError(f"--gap: {low!r} is named twice; name the lower row and the upper one")
-    both = [section for section in sections if {low, high} <= {row.label for row in section.rows}]
+    both = [gaps for mine, gaps in tables if {low, high} <= set(mine)]
     if not both:
         raise UserError(f"--gap: no table has both {low!r} and {high!r}, so there is no gap between them")
-    if not any(section.gaps for section in both):
+    if not any(both):
         raise UserError("--gap: no first metric of a task is ranked in that table, so there is nothing to recover")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 DASH = "\u2013"  # an en dash, where there is no number
+MINUS = "\u2212"
 SHORT = 6  # hex digits of a hash that people are shown; more where these do not tell two apart
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co"}
 LONGEST_VALUE = 32  # characters of a hyperparameter's value in a row's name; longer ones are told apart by a hash

@@ -1,4 +1,4 @@
-"""The text formats: how each escapes a name, marks a cell and sets a heading.
+"""The text formats: how each escapes a name, sets a number and lays out a page.
 
 Names come from users' files. Whatever is in one must come out as that text: never as markup, a command or
 a formula.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from leaderboard.labels import DASH, clean
+from leaderboard.labels import DASH, MINUS, clean
 
 _MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "@": "&#64;", **{c: f"\\{c}" for c in "\\`*[]~$"}}
 _SPECIAL = re.compile(r"[^\w\s.,;+()%±↑↓→-]|_|www", re.IGNORECASE)  # a text without these is its own Markdown
@@ -24,13 +25,18 @@ _LATEX = {
     "[": "{[}",  # after the end of a row, [ and * would be its arguments
     "]": "{]}",
     "*": "{*}",
+    '"': r"\char34{}",  # a command of its own in some languages
     "±": r"$\pm$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "→": r"$\to$",
+    MINUS: "$-$",
     DASH: "--",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }
+_LIGATURE = re.compile(r"([-,'`])(?=\1)|[?!](?=`)")  # two signs of which LaTeX would make another one
+_FORMULA = "=+-@＝＋－＠"  # spreadsheets take the wide ones too
+_NUMBER = re.compile(r"(\+?)([<-]?\d+(?:\.\d+)?)(?:e([+-]\d+))?")
 
 
 def escape_markdown(name: str) -> str:
@@ -48,18 +54,32 @@ def escape_markdown(name: str) -> str:
 
 
 def escape_latex(name: str) -> str:
-    """As LaTeX text. Scripts beyond Latin need XeLaTeX or LuaLaTeX, and a font that has them."""
-    return "".join(_LATEX.get(c, c) for c in clean(name))
+    """As LaTeX text. Scripts beyond Latin need XeLaTeX or LuaLaTeX, and a font that has them.
+
+    >>> escape_latex("50% of x_1")
+    '50\\\\% of x\\\\_1'
+    """
+    text = _LIGATURE.sub("\\g<0>\0", clean(name))
+    return "".join(_LATEX.get(c, c) for c in text).replace("\0", "{}")
 
 
 def escape_csv(name: str) -> str:
-    """A spreadsheet takes a cell that begins with = + - @ for a formula; behind a quote it is text."""
+    """A spreadsheet takes a cell that begins with = + - @ for a formula; behind a quote it is text.
+
+    >>> escape_csv("=1+1")
+    "'=1+1"
+    """
     text = clean(name)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.lstrip("'").startswith(tuple(_FORMULA)) else text
 
 
-def _same(text: str) -> str:
-    return text
+class Piece(NamedTuple):
+    """A number as a cell shows it: digits, "best" or "second" or "", digits of the spread or "", what stands behind."""
+
+    mean: str
+    mark: str = ""
+    spread: str = ""
+    tail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,65 +87,86 @@ class Markup:
     """One text format.
 
     Attributes:
-        tabulate: tabulate's name of its table. escape: of any text. best, bound: how a cell or a row's name is
-        marked, after escaping; best_word, bound_word: the same in words. page: heading, table, escaped legend
-        lines -> a section. notes: escaped lines -> the end of everything.
+        escape: of any text. strong, bound: how the name of a group and of a bound is marked, after escaping.
+        cells: a column's pieces as they stand in the table.
+        best, second, bounds: how the legend speaks of them.
     """
 
-    tabulate: str
     escape: Callable[[str], str]
-    best: Callable[[str], str]
+    strong: Callable[[str], str]
     bound: Callable[[str], str]
-    best_word: str
-    bound_word: str
-    page: Callable[[str, str, Sequence[str]], str]
-    notes: Callable[[Sequence[str]], str]
+    cells: Callable[[Sequence[Piece]], list[str]]
+    best: str
+    second: str
+    bounds: str
 
 
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _markdown_cells(pieces: Sequence[Piece]) -> list[str]:
+    signs = {"": "", "best": "**", "second": "*"}
+    found = []
+    for mean, mark, spread, tail in pieces:
+        parts = [signs[mark] + escape_markdown(mean) + signs[mark]]
+        parts += [f"± {escape_markdown(spread)}"] * bool(spread) + [escape_markdown(tail)] * bool(tail)
+        found.append(" ".join(parts))
+    return found
 
 
-def _latex_page(heading: str, table: str, lines: Sequence[str]) -> str:
-    rules = iter((r"\toprule", r"\midrule", r"\bottomrule"))
-    ruled = "\n".join(next(rules) if line == r"\hline" else line for line in table.split("\n"))
-    notes = "\\\\\n".join(lines)
-    return (
-        "% needs \\usepackage{booktabs}\n\\begin{table}[t]\n\\centering\n"
-        f"\\caption{{{heading}}}\n{ruled}\n\n\\smallskip\n"
-        f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n\\end{{table}}"
-    )
+def _latex_cells(pieces: Sequence[Piece]) -> list[str]:
+    commands = {"": "num", "best": "firstbest", "second": "secondbest"}
+    found = []
+    for mean, mark, spread, tail in pieces:
+        parts = [_latex_number(mean, commands[mark])]
+        parts += [rf"$\pm$ {_latex_number(spread, 'num')}"] * bool(spread) + [escape_latex(tail)] * bool(tail)
+        found.append(" ".join(parts))
+    return found
+
+
+def _latex_number(text: str, command: str) -> str:
+    r"""\num{1.5}; powers of ten and a plus stand outside, where they look the same with siunitx and without."""
+    if (parts := _NUMBER.fullmatch(text)) is None:
+        return escape_latex(text)
+    plus, digits, power = parts.groups()
+    return f"{'$+$' * bool(plus)}\\{command}{{{digits}}}" + (rf"$\times10^{{{int(power)}}}$" if power else "")
+
+
+def _plain_cells(pieces: Sequence[Piece]) -> list[str]:
+    """Digits above digits, spreads above spreads."""
+    signs = {"": "", "best": "*", "second": "†"}
+    wide = [max((len(part) for part in parts), default=0) for parts in zip(*pieces, strict=True)]
+    found = []
+    for mean, mark, spread, tail in pieces:
+        text = mean.rjust(wide[0]) + signs[mark].ljust(bool(wide[1]))
+        text += (f" ± {spread}" if spread else "").ljust(wide[2] + 3 if wide[2] else 0)
+        found.append(text + (f" {tail}" if tail else "").ljust(wide[3] + 1 if wide[3] else 0))
+    return found
 
 
 MARKUPS = {
     "markdown": Markup(
-        tabulate="pipe",
         escape=escape_markdown,
-        best=lambda text: f"**{text}**",
+        strong=lambda text: f"**{text}**",
         bound=lambda text: f"*{text}*",
-        best_word="bold",
-        bound_word="in italics",
-        page=lambda heading, table, lines: f"### {heading}\n\n{table}\n\n{_list(lines)}",
-        notes=_list,
+        cells=_markdown_cells,
+        best="bold",
+        second="in italics",
+        bounds="whose name is in italics",
     ),
     "plain": Markup(
-        tabulate="simple",
         escape=clean,
-        best=lambda text: f"{text}*",
+        strong=lambda text: text,
         bound=lambda text: f"{text} (bound)",
-        best_word="marked *",
-        bound_word="with (bound)",
-        page=lambda heading, table, lines: f"{heading}\n\n{table}\n\n{_list(lines)}",
-        notes=_list,
+        cells=_plain_cells,
+        best="marked *",
+        second="marked †",
+        bounds="with (bound)",
     ),
     "latex": Markup(
-        tabulate="latex_raw",
         escape=escape_latex,
-        best=lambda text: f"\\textbf{{{text}}}",
-        bound=lambda text: f"\\emph{{{text}}}",
-        best_word="bold",
-        bound_word="in italics",
-        page=_latex_page,
-        notes=lambda lines: "\n".join(f"% {line}" for line in lines),
+        strong=lambda text: rf"\textbf{{{text}}}",
+        bound=lambda text: rf"\emph{{{text}}}",
+        cells=_latex_cells,
+        best="bold",
+        second="underlined",
+        bounds="whose name is in italics",
     ),
 }

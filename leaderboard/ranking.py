@@ -1,8 +1,9 @@
-"""Means, spreads, the best of a column and ranks over columns. Pure functions."""
+"""Means, spreads, the best and second best of a column, ranks over columns. Pure functions."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,31 +29,45 @@ def _competing(rows: Sequence[Row], line: Sequence[Cell | None]) -> dict[int, fl
     return {i: cell.mean for i, (row, cell) in enumerate(zip(rows, line, strict=True)) if cell and row.competes}
 
 
-def mark_best(
+def _places(means: dict[int, float], direction: str) -> list[list[int]]:
+    """Row numbers from the best, those that tie together."""
+    order = sorted(means, key=lambda i: means[i], reverse=direction == "up")
+    found = [order[:1]]
+    for before, i in itertools.pairwise(order):
+        if _tied(means[before], means[i]):
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def mark(
     columns: Sequence[Column], rows: Sequence[Row], cells: Sequence[Sequence[Cell | None]]
 ) -> list[tuple[Cell | None, ...]]:
-    """The cells, the best mean of each column marked, ties all; where one student stands alone none is best."""
+    """The cells, the best mean of each column marked, ties all, and the second best.
+
+    Of one student alone none is best. None is second where several are best, or where there are two students.
+    """
     marked = [list(line) for line in cells]
     for j, column in enumerate(columns):
         means = _competing(rows, [line[j] for line in cells])
         if len(means) < 2:
             continue
-        best = (max if column.direction == "up" else min)(means.values())
-        for i, mean in means.items():
+        best, *others = _places(means, column.direction)
+        second = others[0] if len(best) == 1 and len(means) > 2 else []
+        for i in (*best, *second):
             cell = cells[i][j]
-            if cell is not None and _tied(mean, best):
-                marked[i][j] = dataclasses.replace(cell, best=True)
+            assert cell is not None
+            marked[i][j] = dataclasses.replace(cell, best=i in best, second=i in second)
     return [tuple(line) for line in marked]
 
 
 def _ranks(means: dict[int, float], direction: str) -> dict[int, float]:
     """Rank of each, 1 is best; ties share the mean of their ranks."""
-    sign = -1.0 if direction == "up" else 1.0
-    ranks = {}
-    for i, mine in means.items():
-        others = [mean for k, mean in means.items() if k != i]
-        better = sum(sign * mean < sign * mine and not _tied(mean, mine) for mean in others)
-        ranks[i] = 1 + better + sum(_tied(mean, mine) for mean in others) / 2
+    ranks: dict[int, float] = {}
+    for together in _places(means, direction):
+        shared = len(ranks) + (1 + len(together)) / 2
+        ranks.update(dict.fromkeys(together, shared))
     return ranks
 
 

@@ -468,7 +468,7 @@ def test_a_table_has_the_metrics_and_costs_that_are_asked_for(call, refused, wor
     settled(started(workspace), workspace)
     plain, every = (call("table", workspace.root, "--metrics", m, "--no-costs")[1] for m in ("primary", "all"))
     assert "top1" in plain and "ece" not in plain and "ece" in every
-    assert call("table", workspace.root, "--metrics", " ece ,top1", "--no-costs")[1] == every
+    assert call("table", workspace.root, "--metrics", " top1 ,ece", "--no-costs")[1] == every
     assert "own s" in call("table", workspace.root)[1] and "own s" not in plain
     assert "did you mean 'top1'?" in refused("table", workspace.root, "--metrics", "top2")
 

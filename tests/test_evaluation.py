@@ -18,7 +18,6 @@ from harness.runs import Workspace, bound_runs, student_runs
 from harness.sources import View
 from harness.specimen import Size, toy_teacher
 from harness.toys import Colours, PixelVit
-from leaderboard.labels import DASH
 from leaderboard.render import render
 from leaderboard.table import rows_and_columns
 from tasks.artifacts import Artifacts
@@ -82,7 +81,7 @@ def test_the_table_shows_what_is_missing_as_missing(finished):
     (none,) = [cells for row, cells in zip(section.rows, section.cells, strict=True) if row.label == "none"]
     assert [cell is None for cell in none] == [title == "refinement" for title, _ in shown]
     line = next(line for line in render(board, "plain").splitlines() if line.startswith("none"))
-    assert line.split()[-4:] == [DASH] * 4
+    assert line.split()[-4:] == ["n/a"] * 4
     assert len(rows_and_columns(records, metrics="all").sections[0].columns) > 20
 
 

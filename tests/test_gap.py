@@ -112,7 +112,11 @@ def test_every_row_of_a_table_has_its_share_in_every_format():
     board = rows_and_columns(records, gap=("low", "high"))
     text = {format: render(board, format) for format in FORMATS}
     assert all("recovered" in text[format] or format == "json" for format in FORMATS)
-    for format, shown in (("markdown", "55.0 ± 9.6"), ("plain", "55.0 ± 9.6"), ("latex", r"55.0 $\pm$ 9.6")):
+    for format, shown in (
+        ("markdown", "55.0 ± 9.6"),
+        ("plain", "55.0 ± 9.6"),
+        ("latex", r"\num{55.0} $\pm$ \num{9.6}"),
+    ):
         (line,) = [line for line in text[format].splitlines() if line.strip("| ").startswith("mine")]
         assert shown in line
     (bare,) = [line for line in text["plain"].splitlines() if line.startswith("bare")]

@@ -170,7 +170,8 @@ def _teardown(asked: Submission, folder: Path) -> list[str]:
         'job="${job:-$SLURM_JOB_ID}"',
         'if [ "$code" -gt 128 ] && [ "$code" -lt 255 ] && [ "$(squeue -h -j "$job" -o %T)" = RUNNING ]; then',
         f'  killed={shlex.quote(str(folder))}/"$job".killed',
-        '  echo "$code" >> "$killed"',
+        '  touch "$killed"',
+        '  [ "$code" -eq 143 ] || echo "$code" >> "$killed"',  # SIGTERM is a request, as of a preemption
         f'  if [ "$(wc -l < "$killed")" -le {KILLED} ] && {requeues}; then scontrol requeue "$job"; fi',
         "fi",
         'exit "$code"',

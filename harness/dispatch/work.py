@@ -52,8 +52,8 @@ class Work:
         """Raises whatever kept the unit from being done; a method that diverges is a result, not an error."""
         from submitit.core.utils import UncompletedJobError
 
-        _heed_sigterm()
         self._same_code()
+        _heed_sigterm()
         self._begin()
         job = None
         try:
@@ -92,10 +92,13 @@ class Work:
             raise UserError(f"{reason}: `singer-bench submit` goes on there")
 
     def _job(self) -> Job:
+        from harness.distributed import joined_by_submitit
+        from harness.environment import device_of
         from harness.job import Job
 
         experiment = snapshot.experiment_of(Path(self.workspace, self.snapshot))
-        return Job(experiment, Workspace(self.workspace), Console(quiet=_rank() != 0))
+        ranks = joined_by_submitit(device_of(experiment))
+        return Job(experiment, Workspace(self.workspace), Console(), ranks)
 
     def _do(self, job: Job) -> None:
         if self.unit.kind == "fit":
@@ -104,6 +107,7 @@ class Work:
             job.run(train=self.unit.runs, evaluate=())
         else:
             job.run(train=(), evaluate=self.unit.runs)
+        job.ranks.left()
 
     def _stopped(self, asked: int | None) -> None:
         """Everything is saved: requeue through submitit, or end as a process ends that a signal has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -37,20 +38,18 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
     from harness.results import leaderboard, remember
     from harness.runs import fit_runs, pending, student_runs
 
+    ranks = _ranks(experiment)
+    if ranks is not None and not ranks.first:
+        _job(experiment, workspace, Console(quiet=True), ranks)
+        return
     console = Console(quiet)
     runs = student_runs(experiment)
     remember(experiment, workspace)
     if retry_failed:
         for one in fit_runs(experiment) + runs:
             workspace.forgive(one.id)
-    if pending(experiment, workspace):
-        from harness.job import Interrupted, Job
-
-        try:
-            outcome = Job(experiment, workspace, console).run()
-        except Interrupted as signal:
-            console.say(f"stopped by {signal}; everything is saved, the same command goes on")
-            raise typer.Exit(130) from None
+    if ranks is not None or pending(experiment, workspace):
+        outcome = _job(experiment, workspace, console, ranks)
         console.say(f"students trained: {len(outcome.trained)}; evaluations: {outcome.evaluated}")
     else:
         console.say("nothing is pending")
@@ -61,6 +60,31 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
     if failed:
         print("the same command with --retry-failed trains failed ones again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _ranks(experiment: Any):
+    """This process among those that torchrun has started; None for a single one, which may be done without torch."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    from harness.distributed import joined
+    from harness.environment import device_of
+
+    return joined(device_of(experiment))
+
+
+def _job(experiment: Any, workspace: Any, console: Any, ranks: Any):
+    """What a job of this experiment has done. Raises typer.Exit where it was asked to stop."""
+    from harness.distributed import ONE
+    from harness.job import Interrupted, Job
+
+    try:
+        outcome = Job(experiment, workspace, console, ranks or ONE).run()
+    except Interrupted as signal:
+        console.say(f"stopped by {signal}; everything is saved, the same command goes on")
+        raise typer.Exit(130) from None
+    if ranks is not None:
+        ranks.left()
+    return outcome
 
 
 def demo(workspace: WorkspaceOption = None, settings: Settings = None, quiet: Quiet = False) -> None:

@@ -170,7 +170,7 @@ class Ranks:
         The function returned takes a loss; the next backward pass from what it gives averages their gradients over
         all ranks while it goes on, and must reach each of them.
         """
-        return DistributedDataParallel(_Shell(parameters))
+        return DistributedDataParallel(_Shell(parameters), init_sync=False)  # they are the same already
 
     def left(self) -> None:
         """End the connection. Called by all ranks when everything is done."""

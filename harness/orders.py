@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,11 +26,25 @@ _NUMBERS = itertools.count()  # orders of this process's job so far: the same on
 
 
 def tell(ranks: Ranks, order: Any) -> None:
-    """Rank 0: what all ranks are to do now, which rank 0 then does too. Nothing with one rank."""
-    if not ranks.alone:
-        with ranks.linked():
-            ranks.store.set(_key(next(_NUMBERS)), "{}")
-        ranks.shared(order)
+    """Rank 0: what all ranks are to do now, which rank 0 then does too. Nothing with one rank.
+
+    Raises:
+        UserError: something in it cannot be sent to another process.
+    """
+    if ranks.alone:
+        return
+    try:
+        packed = pickle.dumps(order)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"what the other ranks need cannot be sent to them: {error}. A source must be picklable, as it must be for "
+            "data workers that are spawned; mend that, or run on one rank"
+        ) from error
+    with ranks.linked():
+        ranks.store.set(_key(next(_NUMBERS)), "{}")
+    ranks.shared(packed)
+    with ranks.together():
+        pass  # they may be unable to read it
 
 
 def told(ranks: Ranks) -> Iterator[Any]:
@@ -47,7 +62,10 @@ def told(ranks: Ranks) -> Iterator[Any]:
             if end:
                 ranks.store.add(f"{key} read", 1)
         if not end:
-            yield ranks.shared(None)
+            packed = ranks.shared(None)
+            with ranks.together():
+                order = pickle.loads(packed)
+            yield order
         elif end["interrupted"]:
             raise Interrupted(end["reason"])
         elif end["reason"] is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import orders
-from harness.distributed import Ranks
+from harness.distributed import RankLost, Ranks
 from harness.errors import UserError
 from harness.feature_files import MARK, PIECE, SYNC_S, Spec, full_disk, rows_there
 from harness.records import write_atomic
@@ -61,6 +61,8 @@ def lead(ranks: Ranks, encoder: Encoder, order: PassOrder) -> None:
         encode(ranks, lambda: encoder, order)
         for spec in order.specs:
             _finish(spec, order)
+    except RankLost:
+        raise  # what is there is gone on with
     except UserError:
         for spec in order.specs:
             spec.part.unlink(missing_ok=True)

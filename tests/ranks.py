@@ -39,7 +39,7 @@ def start(work: Callable[[Ranks], Any], world: int = 2, timeout_s: float = 30.0)
 def results(started: list[tuple[Any, Any]], limit_s: float = 120.0) -> list[Any]:
     """What each rank returned; what it raised is returned too, and a rank that died without a word is None."""
     found = []
-    for child, pipe in started:
+    for _, pipe in started:
         assert pipe.poll(limit_s), "a rank gives no answer"
         try:
             found.append(torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False))

@@ -94,7 +94,7 @@ def _number(text: str | None) -> Any:
 
 
 def _wait(experiment: Any, workspace: Any, console: Any) -> None:
-    from harness.dispatch.submit import wait
+    from harness.dispatch.waiting import wait
     from harness.results import leaderboard
 
     try:

@@ -12,7 +12,7 @@ from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
 from harness import cli
-from harness.dispatch import slurm, submit
+from harness.dispatch import slurm, submit, waiting
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.work import Work
 from harness.errors import UserError
@@ -27,7 +27,7 @@ QUIET = Console(quiet=True)
 def fake(tmp_path, monkeypatch) -> FakeSlurm:
     made = FakeSlurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{made.programs}:{os.environ['PATH']}")
-    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.setattr(waiting, "POLL_S", 0.01)
     return made
 
 
@@ -195,7 +195,7 @@ def test_waiting_ends_when_nothing_is_under_way_and_names_what_went_wrong(fake, 
     go(grid, tmp_path / "w")
     fake.end("TIMEOUT", "train")
     fake.end("CANCELLED", "evaluate")
-    bad = submit.wait(grid, Workspace(tmp_path / "w"), QUIET)
+    bad = waiting.wait(grid, Workspace(tmp_path / "w"), QUIET)
     entry = next(e for e in Ledger(Workspace(tmp_path / "w")).entries().values() if e.unit.kind == "train")
     assert len(bad) == 2  # the trainings, not the evaluations that waited for them
     assert f"lost: {entry.unit}: its job has ended: TIMEOUT; log: {tmp_path / 'w' / entry.log}" in bad
@@ -204,16 +204,16 @@ def test_waiting_ends_when_nothing_is_under_way_and_names_what_went_wrong(fake, 
 def test_waiting_outlives_a_controller_that_does_not_answer(fake, grid, tmp_path, capfd):
     go(grid, tmp_path / "w")
     fake.config(answers=False)
-    waiting = threading.Thread(target=submit.wait, args=(grid, Workspace(tmp_path / "w"), Console()))
-    waiting.start()
+    waiter = threading.Thread(target=waiting.wait, args=(grid, Workspace(tmp_path / "w"), Console()))
+    waiter.start()
     said = ""
     while "Unable to contact" not in said:
         said += capfd.readouterr().err
-        assert waiting.is_alive()
+        assert waiter.is_alive()
     fake.end("CANCELLED")
     fake.config()
-    waiting.join(60)
-    assert not waiting.is_alive()
+    waiter.join(60)
+    assert not waiter.is_alive()
     assert "jobs: 5 cancelled" in capfd.readouterr().err
 
 
@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_the_jobs_alone_and_says_so(fake, tmp_path, call, monkeypa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.dispatch.submit.wait", interrupt)
+    monkeypatch.setattr("harness.dispatch.waiting.wait", interrupt)
     place = tmp_path / "w"
     code, said = call("submit", write(tmp_path), "--cluster", "slurm", "--workspace", place, "--wait", "--no-preflight")
     assert code == 130 and "the jobs go on without this" in said
@@ -270,13 +270,13 @@ def test_ctrl_c_leaves_the_jobs_alone_and_says_so(fake, tmp_path, call, monkeypa
 
 
 def test_waiting_exits_with_1_where_something_went_wrong(fake, tmp_path, call, monkeypatch):
-    real = submit.wait
+    real = waiting.wait
 
     def wait(*args):
         fake.end("CANCELLED")
         return real(*args)
 
-    monkeypatch.setattr("harness.dispatch.submit.wait", wait)
+    monkeypatch.setattr("harness.dispatch.waiting.wait", wait)
     place = tmp_path / "w"
     code, said = call("submit", write(tmp_path), "--cluster", "slurm", "--workspace", place, "--wait", "--no-preflight")
     assert code == 1 and "cancelled: train none seed 0, fitnet seed 0, singer seed 0: cancelled" in said

@@ -41,6 +41,7 @@ FOR_METHODS_AND_TASKS = frozenset(
 FOR_THE_LEADERBOARD = frozenset({"harness.records", "harness.errors", "harness.seeds"})
 MAY_SHOW_A_TABLE = ("harness/cli_table.py", "harness/results.py")
 LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "annotations", "syntax", "registry", "plugins")
+LIGHT += ("cli", "dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue")
 HEAVY = ("torch", "torchvision", "timm", "mmengine")
 
 

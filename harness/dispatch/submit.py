@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import Experiment
-from harness.dispatch import slurm, snapshot
+from harness.dispatch import sbatch, slurm, snapshot
 from harness.dispatch.arrays import Array, arrays
 from harness.dispatch.inventory import Request, inventory, never
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, Unit, now
@@ -27,7 +25,6 @@ from harness.results import remember
 from harness.runs import Workspace, bound_runs, student_runs
 from harness.specs import Submission
 
-POLL_S = 3.0
 HASH = "jobs/snapshots/HASH"  # in a script that nobody submits
 
 
@@ -209,7 +206,7 @@ def _submit_arrays(
     planned = arrays(found.units, checked.longest_array)
     for array in planned:
         known = {**found.live, **entries}
-        name = slurm.new_name(experiment.name, array.kind)
+        name = sbatch.new_name(experiment.name, array.kind)
         at_once = _at_once(checked.asked, array, planned)
         try:
             fresh = slurm.submit(ledger, array, name, checked.asked, at_once, folder, attempts, known)
@@ -219,7 +216,7 @@ def _submit_arrays(
                 "submits the rest"
             ) from error
         entries.update((entry.unit.id, entry) for entry in fresh)
-        console.say(f"submitted: {_described(array)}; job {slurm.number(fresh[0])}")
+        console.say(f"submitted: {_described(array)}; job {sbatch.number(fresh[0])}")
     return list(entries.values())
 
 
@@ -246,7 +243,7 @@ def test_only(experiment: Experiment, workspace: Workspace, checked: Door) -> No
 
 def script(experiment: Experiment, workspace: Workspace, checked: Door) -> str:
     """What sbatch is given for a training that waits for nothing."""
-    made = slurm.executor(workspace, slurm.new_name(experiment.name, "train"), checked.asked, HASH)
+    made = sbatch.executor(workspace, sbatch.new_name(experiment.name, "train"), checked.asked, HASH)
     return made._make_submission_file_text(made._submitit_command_str, "")
 
 
@@ -267,52 +264,6 @@ def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str
         lines.append(f"would submit: {_described(array)}{bound}")
         lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
     return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])
-
-
-def followed(experiment: Experiment, workspace: Workspace) -> dict[str, Entry]:
-    """The entries of an experiment's runs, whoever submitted them."""
-    runs = {run.id for run in bound_runs(experiment) + student_runs(experiment)}
-    entries = Ledger(workspace).entries()
-    mine = {i for i, entry in entries.items() if runs.intersection(entry.unit.runs)}
-    mine |= {need for i in mine for need in entries[i].unit.needs if need in entries}
-    return {i: entry for i, entry in entries.items() if i in mine}
-
-
-def wait(experiment: Experiment, workspace: Workspace, console: Console) -> list[str]:
-    """Stay until nothing of the experiment is under way, and say what changes; a sentence for each unit gone wrong."""
-    said, silent = "", False
-    while True:
-        entries = followed(experiment, workspace)
-        try:
-            standing = slurm.look(workspace, entries)
-        except SlurmError as error:
-            if not silent:
-                console.say(f"{error}; the jobs go on, and so does this as soon as it answers")
-            silent = True
-            time.sleep(POLL_S)
-            continue
-        silent = False
-        count = Counter(one.state for one in standing.values())
-        line = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
-        if line != said:
-            console.say(f"jobs: {line}")
-            said = line
-        if not any(count[state] for state in LIVE):
-            return gone_wrong(workspace, entries, standing)
-        time.sleep(POLL_S)
-
-
-def gone_wrong(workspace: Workspace, entries: Mapping[str, Entry], standing: Mapping[str, Standing]) -> list[str]:
-    """A sentence for each unit that did not end well, with its log; not for those that waited for one of them."""
-    bad = {i: one for i, one in standing.items() if one.state in ("failed", "lost", "cancelled")}
-    sentences = []
-    for i, one in bad.items():
-        entry = entries[i]
-        if one.state == "cancelled" and any(need in bad for need in entry.unit.needs):
-            continue
-        log = f"; log: {os.path.join(workspace.root, entry.log)}" if entry.log else ""
-        sentences.append(f"{one.state}: {entry.unit}: {one.reason}{log}")
-    return sentences
 
 
 def raise_if_unknown(where: str) -> Cluster:

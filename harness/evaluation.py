@@ -16,8 +16,9 @@ from harness.builder import Builder, open_data
 from harness.data import Data
 from harness.distributed import ONE, Ranks
 from harness.errors import ConfigError, UserError
+from harness.feature_arrays import ArrayName
 from harness.feature_files import Spec
-from harness.features import Encoder, Quantity, Share
+from harness.features import Encoder, Share
 from harness.integrity import Damaged, set_aside
 from harness.locks import Lock
 from harness.progress import Console
@@ -152,9 +153,9 @@ class Evaluation:
 
     def _share(self, run: Run) -> Share | None:
         def share(
-            encoder: Encoder, source: Source, view: View, wanted: tuple[Quantity, ...], specs: tuple[Spec, ...]
+            encoder: Encoder, source: Source, view: View, names: tuple[ArrayName, ...], specs: tuple[Spec, ...]
         ) -> None:
-            lead(self.ranks, encoder, PassOrder(run.id, source, view, wanted, specs, encoder.batch_size, 0))
+            lead(self.ranks, encoder, PassOrder(run.id, source, view, names, specs, encoder.batch_size, 0))
 
         return None if self.ranks.alone else share
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.api import Outputs, Vit
 from harness.errors import UserError, unknown
+from harness.feature_arrays import ArrayName, Pooled, Quantity, Tokens
 from harness.feature_files import Spec, Writer, make_room, only_one, read
 from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
@@ -57,71 +58,8 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | None)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pooled:
-    """Features of a whole source, one or two vectors an image and layer.
-
-    Attributes:
-        tokens: block index, from the front -> [n, 2, D] float32, CLS and mean patch; [n, 1, D], the mean patch
-            alone, for a model without CLS. Memory-mapped where there is a cache: slice before computing.
-        labels: [n] int64, -1 where the source has none. logits: [n, C] float32 of the own head, or None.
-    """
-
-    tokens: Mapping[int, np.ndarray]
-    labels: np.ndarray
-    has_cls: bool
-    logits: np.ndarray | None = None
-
-    def cls(self, layer: int) -> np.ndarray:
-        """CLS token after `layer`: [n, D]. Raises ValueError for a model without one."""
-        if not self.has_cls:
-            raise ValueError("this model has no CLS token; use mean_patch(layer)")
-        return self.tokens[layer][:, 0]
-
-    def mean_patch(self, layer: int) -> np.ndarray:
-        """Mean of the patches after `layer`: [n, D]."""
-        return self.tokens[layer][:, -1]
-
-    def vector(self, layer: int) -> np.ndarray:
-        """One vector an image, [n, D]: CLS, or the mean patch where the model has no CLS token."""
-        return self.tokens[layer][:, 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Every token of a whole source, for tasks that ask about pixels.
-
-    Attributes:
-        patches: block index, from the front -> [n, P, D] float16. Memory-mapped where there is a cache: slice before
-            computing. Rounded to float16 in memory too, so that a cache changes no number.
-        cls: block index -> [n, D] float16, the CLS token; empty for a model without one.
-        grid: rows and columns of the P patches.
-    """
-
-    patches: Mapping[int, np.ndarray]
-    cls: Mapping[int, np.ndarray]
-    grid: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Quantity:
-    """One array that a pass can fill: what names it in the key, its shape an image, how outputs give it."""
-
-    kind: str
-    layer: int | None
-    norm: bool
-    shape: tuple[int, ...]
-    of: Callable[[Outputs], Tensor]
-    dtype: str = "float32"
-
-    @property
-    def name(self) -> str:
-        return self.kind if self.layer is None else f"{self.kind}{self.layer}"
-
-
-# Fills the files of a pass: the encoder, samples and view, kind, layer and norm of each array, and its file.
-Share: TypeAlias = "Callable[[Encoder, Source, View, tuple[Quantity, ...], tuple[Spec, ...]], None]"
-Quantity: TypeAlias = tuple[str, int | None, bool]
+# Fills the files of a pass: the encoder, samples and view, the name of each array, and its file.
+Share: TypeAlias = "Callable[[Encoder, Source, View, tuple[ArrayName, ...], tuple[Spec, ...]], None]"
 
 
 class Encoder:
@@ -280,44 +218,42 @@ class Encoder:
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
-    def blocks(
-        self, source: Source, view: View, quantities: Iterable[Quantity]
-    ) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """One pass over a source: the number of each batch's first sample, and of each quantity its [B, *shape].
+    def blocks(self, source: Source, view: View, names: Iterable[ArrayName]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """One pass over a source: the number of each batch's first sample, and of each array its [B, *shape].
 
         Raises:
             UserError: as `pooled` and `tokens`.
         """
-        return self._pass(source, view, [self._quantity(*one) for one in quantities])
+        return self._pass(source, view, [self._quantity(*name) for name in names])
 
-    def _quantity(self, kind: str, layer: int | None, norm: bool) -> _Quantity:
+    def _quantity(self, kind: str, layer: int | None, norm: bool) -> Quantity:
         if layer is None:
-            return _Quantity(kind, None, False, (self.num_classes,), lambda outputs: outputs.logits)
+            return Quantity(kind, None, False, (self.num_classes,), lambda outputs: outputs.logits)
         return {"block": self._pooled, "patches": self._patches, "cls": self._cls}[kind](layer, norm)
 
-    def _pooled(self, layer: int, norm: bool) -> _Quantity:
+    def _pooled(self, layer: int, norm: bool) -> Quantity:
         def of(outputs: Outputs) -> Tensor:
             tokens = outputs.normed(layer) if norm else outputs.tokens[layer]  # [B, N, D]
             mean = tokens[:, self.num_prefix_tokens :].float().mean(dim=1)  # [B, D]
             return torch.stack([tokens[:, 0].float(), mean] if self.has_cls else [mean], dim=1)
 
-        return _Quantity("block", layer, norm, (1 + self.has_cls, self.dim), of)
+        return Quantity("block", layer, norm, (1 + self.has_cls, self.dim), of)
 
-    def _patches(self, layer: int, norm: bool) -> _Quantity:
+    def _patches(self, layer: int, norm: bool) -> Quantity:
         def of(outputs: Outputs) -> Tensor:
             tokens = outputs.normed(layer) if norm else outputs.tokens[layer]  # [B, N, D]
             return tokens[:, self.num_prefix_tokens :].half()
 
         shape = (self.grid[0] * self.grid[1], self.dim)
-        return _Quantity("patches", layer, norm, shape, of, "float16")
+        return Quantity("patches", layer, norm, shape, of, "float16")
 
-    def _cls(self, layer: int, norm: bool) -> _Quantity:
+    def _cls(self, layer: int, norm: bool) -> Quantity:
         def of(outputs: Outputs) -> Tensor:
             return (outputs.normed(layer) if norm else outputs.tokens[layer])[:, 0].half()
 
-        return _Quantity("cls", layer, norm, (self.dim,), of, "float16")
+        return Quantity("cls", layer, norm, (self.dim,), of, "float16")
 
-    def _arrays(self, source: Source, view: View, quantities: Sequence[_Quantity]) -> dict[str, np.ndarray]:
+    def _arrays(self, source: Source, view: View, quantities: Sequence[Quantity]) -> dict[str, np.ndarray]:
         """Name -> [n, *shape]; read from the cache or computed in one pass."""
         if self.cache is None:
             memory = {q.name: np.empty((len(source), *q.shape), dtype=q.dtype) for q in quantities}
@@ -328,7 +264,7 @@ class Encoder:
         folder = self.cache / content_hash(self.identity)
         common = self._key(source, view)
 
-        def spec(q: _Quantity) -> Spec:
+        def spec(q: Quantity) -> Spec:
             key = content_hash([common, q.name, q.layer, q.norm, q.shape], 32)
             return Spec(folder / f"{q.name}-{key}.npy", len(source), q.shape, q.dtype)
 
@@ -346,11 +282,11 @@ class Encoder:
                 found |= {q.name: read(specs[q.name]) for q in missing}
         return {name: _present(array, specs[name].path) for name, array in found.items()}
 
-    def _fill(self, source: Source, view: View, missing: Sequence[_Quantity], specs: Mapping[str, Spec]) -> None:
+    def _fill(self, source: Source, view: View, missing: Sequence[Quantity], specs: Mapping[str, Spec]) -> None:
         """Write the missing files in one pass, from where a killed one left off."""
         if self._share is not None:
-            wanted = tuple((q.kind, q.layer, q.norm) for q in missing)
-            self._share(self, source, view, wanted, tuple(specs[q.name] for q in missing))
+            names = tuple((q.kind, q.layer, q.norm) for q in missing)
+            self._share(self, source, view, names, tuple(specs[q.name] for q in missing))
             return
         with Writer([specs[q.name] for q in missing], self.batch_size) as writer:
             for _, blocks in self._pass(source, view, missing, writer.start):
@@ -373,7 +309,7 @@ class Encoder:
         }
 
     def _pass(
-        self, source: Source, view: View, quantities: Sequence[_Quantity], start: int = 0
+        self, source: Source, view: View, quantities: Sequence[Quantity], start: int = 0
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """One pass over the source from sample `start`: number of each batch's first sample, [B, *shape] of each."""
         layers = [q.layer for q in quantities if q.layer is not None]

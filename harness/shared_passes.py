@@ -22,6 +22,7 @@ import numpy as np
 from harness import orders
 from harness.distributed import RankLost, Ranks
 from harness.errors import UserError
+from harness.feature_arrays import ArrayName
 from harness.feature_files import MARK, PIECE, SYNC_S, Spec, full_disk, rows_there
 from harness.records import write_atomic
 from harness.sources import Source, Subset, View
@@ -35,13 +36,13 @@ class PassOrder:
     """What rank 0 tells the others: encode your batches of these samples with the encoder of this run.
 
     Attributes:
-        quantities: kind, layer and norm of each array, in the order of specs. start: rows that are there already.
+        names: of the arrays, in the order of specs. start: rows that are there already.
     """
 
     run: str
     source: Source
     view: View
-    quantities: tuple[tuple[str, int | None, bool], ...]
+    names: tuple[ArrayName, ...]
     specs: tuple[Spec, ...]
     batch_size: int
     start: int
@@ -82,7 +83,7 @@ def encode(ranks: Ranks, built: Callable[[], Encoder], order: PassOrder) -> None
         with ranks.together():
             encoder = built()
             files = [stack.enter_context(open(spec.part, "r+b")) for spec in order.specs]
-            blocks = encoder.blocks(Subset(order.source, rows), order.view, order.quantities)
+            blocks = encoder.blocks(Subset(order.source, rows), order.view, order.names)
         batches = math.ceil((order.specs[0].rows - order.start) / order.batch_size)
         for number in range(math.ceil(batches / ranks.world)):
             with ranks.together(), _disk(order):

@@ -185,6 +185,12 @@ def test_students_of_equal_groups_are_evaluated_by_one_array_for_each_place_in_a
     assert all(array.follows == tuple(unit.id for unit in training.units) for array in evaluations)
 
 
+def test_larger_groups_come_first_so_that_evaluations_stay_together():
+    units = [Unit(f"train-{g}", "train", tuple(f"{g}{j}" for j in range(g)), ("",) * g, "e") for g in (1, 3, 2)]
+    units += [Unit(f"evaluate-{r}", "evaluate", (r,), ("",), "e", (u.id,)) for u in units for r in u.runs]
+    assert [len(array.units) for array in arrays(units, 100)] == [3, 3, 2, 1]
+
+
 # Resources
 
 CLUSTER = Cluster(

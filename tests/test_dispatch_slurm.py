@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 
@@ -12,12 +13,13 @@ from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
 from harness import cli
-from harness.dispatch import slurm, submit, waiting
+from harness.dispatch import sbatch, slurm, submit, waiting
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.work import Work
 from harness.errors import UserError
 from harness.progress import Console
 from harness.runs import Workspace, student_runs
+from harness.specs import Submission
 
 TASKS = [{"task": "classification", "options": {"steps": 5}}]
 QUIET = Console(quiet=True)
@@ -215,6 +217,35 @@ def test_waiting_outlives_a_controller_that_does_not_answer(fake, grid, tmp_path
     waiter.join(60)
     assert not waiter.is_alive()
     assert "jobs: 5 cancelled" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "kills", "restarts", "requeued"),
+    [
+        (137, "RUNNING", 0, 0, True),
+        (137, "RUNNING", 2, 4, True),
+        (137, "RUNNING", 3, 4, False),  # something kills it every time
+        (137, "RUNNING", 0, 5, False),  # it was started again as often as was asked for
+        (137, "COMPLETING", 0, 0, False),  # Slurm's own doing
+        (143, "RUNNING", 3, 4, True),  # asked to stop, as by a preemption
+        (255, "RUNNING", 0, 0, False),  # submitit has requeued it
+        (1, "RUNNING", 0, 0, False),
+        (0, "RUNNING", 0, 0, False),
+    ],
+)
+def test_a_job_whose_processes_were_killed_requeues_itself(code, state, kills, restarts, requeued, tmp_path):
+    for name, line in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >> {tmp_path}/asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "7_2.killed").write_text("137\n" * kills)
+    lines = [f"(exit {code})", *sbatch._teardown(Submission(requeues=5), tmp_path)]
+    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": str(restarts)}
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env={**os.environ, **array, **path}, timeout=60)
+    asked = tmp_path / "asked"
+    assert done.returncode == code and asked.exists() == requeued
+    if requeued:
+        assert asked.read_text() == "requeue 7_2\n"  # not 7, which is the whole array
 
 
 # The command

@@ -19,6 +19,7 @@ from harness.specs import Submission
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
+ALL = 10**6  # submitit has 256 of an array run at once where nobody says; Slurm allows no array of so many
 KILLED = 3  # how often a job whose processes were killed goes on by itself: what kills them may do so every time
 
 
@@ -63,7 +64,7 @@ def executor(
         "gpus_per_node": asked.gpus or None,
         "mem": None if asked.memory_gb is None else f"{round(asked.memory_gb * 1024)}MB",
         "dependency": dependency,
-        "array_parallelism": at_once,
+        "array_parallelism": at_once or ALL,
     }
     made.update_parameters(
         **{key: value for key, value in given.items() if value is not None},

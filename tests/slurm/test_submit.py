@@ -54,6 +54,9 @@ class Slow(Method):
 '''
 
 
+LIMIT_S = 300  # to wait for what takes seconds on an idle machine
+
+
 @pytest.fixture
 def grid(tmp_path) -> Path:
     """Two groups, `steady` with `none` and `shaken` alone, on scenes; `go` makes them quick."""
@@ -126,10 +129,10 @@ class Watched:
     def until_further(self, label: str, steps: int = 3) -> None:
         """Until the training is so many steps further than now."""
         goal = self.step(label) + steps
-        self.cluster.until(lambda: self.step(label) >= goal, f"{label} is at step {goal}", 120)
+        self.cluster.until(lambda: self.step(label) >= goal, f"{label} is at step {goal}", LIMIT_S)
 
     def until_resumed(self, label: str, times: int) -> None:
-        self.cluster.until(lambda: self.resumed(label) >= times, f"{label} has gone on {times} times", 120)
+        self.cluster.until(lambda: self.resumed(label) >= times, f"{label} has gone on {times} times", LIMIT_S)
 
     def processes(self, label: str) -> list[int]:
         return [pid for pid in self.cluster.processes(self.cluster.job(self.job(label))["JobId"]) if _is_task(pid)]
@@ -171,7 +174,7 @@ def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undis
     slurm.scontrol("requeue", watched.job("steady"))
     for pid in watched.processes("shaken"):
         os.kill(pid, signal.SIGKILL)
-    slurm.until(lambda: watched.state("steady") == "requeued", "the requeue is seen", 60)
+    slurm.until(lambda: watched.state("steady") == "requeued", "the requeue is seen", LIMIT_S)
     watched.until_resumed("steady", 1)
     watched.until_resumed("shaken", 1)  # by the job itself, though nobody waits
 
@@ -180,13 +183,13 @@ def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undis
 
     watched.until_further("steady")
     urgent = slurm.submit("sleep 1", "--partition=urgent", "--ntasks=2")
-    slurm.wait(urgent, "COMPLETED", 120)
+    slurm.wait(urgent, "COMPLETED", LIMIT_S)
     watched.until_resumed("steady", 2)
     watched.until_resumed("shaken", 3)
 
     slurm.run("scancel", watched.job("shaken"))
-    slurm.until(lambda: watched.state("shaken") == "cancelled", "the cancelled job is seen", 60)
-    slurm.until(lambda: watched.state("shaken", "evaluate") == "cancelled", "its evaluation is cancelled", 60)
+    slurm.until(lambda: watched.state("shaken") == "cancelled", "the cancelled job is seen", LIMIT_S)
+    slurm.until(lambda: watched.state("shaken", "evaluate") == "cancelled", "its evaluation is cancelled", LIMIT_S)
     assert {watched.state("steady"), watched.state("steady", "evaluate")} <= {"running", "waiting"}
     assert "submitted: 1 training;" in watched.submit()
     assert watched.entry("shaken").attempt == 2
@@ -200,27 +203,26 @@ def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undis
 
 def test_a_job_that_is_out_of_time_goes_on_up_to_the_bound_and_then_when_it_is_submitted_again(slurm, grid):
     watched = Watched(slurm, grid)
-    watched.finish("steady")
     watched.submit("--minutes", "5", "--signal-seconds", "120", "--requeues", "1")
     watched.until_further("shaken")
     job = watched.job("shaken")
     ran_min = int(slurm.job(job)["RunTime"].split(":")[1])
     slurm.scontrol("update", f"JobId={job}", f"TimeLimit={ran_min + 2}")  # less than two minutes are left
-    slurm.until(lambda: slurm.restarts(job) == 1, "Slurm has seen that the time is nearly over", 120)
+    slurm.until(lambda: slurm.restarts(job) == 1, "Slurm has seen that the time is nearly over", LIMIT_S)
     slurm.scontrol("update", f"JobId={job}", "TimeLimit=5")
     watched.until_resumed("shaken", 1)
 
     watched.until_further("shaken")
     slurm.run("scancel", "--signal=USR2", job)
-    slurm.until(lambda: watched.state("shaken") == "lost", "it is not started a third time", 60)
+    slurm.until(lambda: watched.state("shaken") == "lost", "it is not started a third time", LIMIT_S)
     entry = watched.entry("shaken")
     end = Ledger(watched.workspace).end(entry)
     assert end is not None and end.outcome == "stopped" and "timed-out too many times" in (end.reason or "")
-    slurm.until(lambda: watched.state("shaken", "evaluate") == "cancelled", "its evaluation is cancelled", 60)
+    slurm.until(lambda: watched.state("shaken", "evaluate") == "cancelled", "its evaluation is cancelled", LIMIT_S)
 
     watched.submit()
     watched.until_resumed("shaken", 1)
-    watched.finish("shaken")
+    watched.finish("steady", "shaken")
     done = bench("submit", grid / "grid.yaml", "--cluster", "slurm", "--workspace", watched.workspace.root, "--wait")
     assert done.returncode == 0, done.stderr
 
@@ -245,3 +247,12 @@ def test_a_job_with_an_error_fails_and_takes_its_evaluations_along(slurm, grid):
     assert "evaluate steady" not in done.stderr  # they are cancelled, which needs no words
     assert watched.state("steady", "evaluate") == "cancelled"
     assert "not submitted: train shaken seed 0; it failed" in watched.submit()
+
+
+def test_two_ranks_of_a_job_train_and_evaluate_as_one(slurm, grid):
+    watched = Watched(slurm, grid)
+    watched.submit("--ranks", "2", "--set", "methods=[none]", "--set", "training.steps=6", "--wait")
+    (described,) = [yaml.safe_load(path.read_text()) for path in watched.workspace.students.glob("*/run.yaml")]
+    assert described["environment"]["ranks"] == 2
+    records, problems = read_records(watched.workspace.records)
+    assert len(records) == 1 and not problems

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from harness.api import Batch, Method, Vit
 from harness.clock import Clock, peak_memory_gb
+from harness.compiling import Compiled
 from harness.config import Training
 from harness.distributed import ONE, RankLost, Ranks, lost
 from harness.joint import Agreed, Given, Joint, Single, gathered, gathered_batch, in_words
 from harness.models import TimmVit
 from harness.optimizers import build_optimizer, lr_share
+from harness.precision import tf32
 from harness.records import write_atomic
 
 OWN_COLUMNS = ("step", "epoch", "lr", "loss", "grad_norm")  # of train.jsonl
@@ -64,9 +66,6 @@ class Member:
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=device)
         self.sums: dict[str, Tensor] = {}
         self.counted = 0
-        if training.compile:
-            for i in range(self.student.depth):
-                self.student.block(i).compile()
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -100,7 +99,8 @@ class Group:
 
     Attributes:
         steps, steps_an_epoch: in all, and in one pass over the data. ranks: who trains it, and which this one is.
-        step: the next one. clock: this rank's teacher and own seconds so far. skipped: broken images so far.
+        say: hears of what people should know of. step: the next one. clock: this rank's teacher and own seconds so
+        far. skipped: broken images so far. compiled: the blocks of all models, with `training.compile`.
     """
 
     members: list[Member]
@@ -111,6 +111,7 @@ class Group:
     device: str = "cpu"
     log_steps: int = 20
     ranks: Ranks = ONE
+    say: Callable[[str], None] = print
     step: int = 0
     skipped: int = 0
     peak_memory_gb: float = 0.0
@@ -121,6 +122,8 @@ class Group:
         self.begun = False  # in this process
         for member in self.members:
             member.prepare(self.training, self.device, self.ranks)
+        models = [self.teacher, *(member.student for member in self.members)] * self.training.compile
+        self.compiled = Compiled((vit.block(i) for vit in models for i in range(vit.depth)), self.say)
         self.warmup_steps = round(self.training.warmup_epochs * self.steps_an_epoch)
 
     @property
@@ -151,7 +154,14 @@ class Group:
 
         Args:
             batch: this rank's part of it. skipped: broken images on all ranks.
+
+        Raises:
+            torch.OutOfMemoryError: the group is too large for the device; what it holds is of no use any more.
         """
+        with tf32(self.training.tf32), self.compiled.inside():
+            self._train_step(batch, skipped)
+
+    def _train_step(self, batch: Batch, skipped: int) -> None:
         self.skipped += skipped
         share = lr_share(self.step, self.steps, self.warmup_steps, self.training.min_lr_share)
         counts = self.ranks.of_each(len(batch.images)) if skipped else (len(batch.images),) * self.ranks.world
@@ -162,6 +172,8 @@ class Group:
             with self.clock.time(member.id):
                 try:
                     self._member_step(member, given, share)
+                except torch.OutOfMemoryError:
+                    raise  # its neighbours' memory is missing too
                 except Exception as error:  # a method is a stranger's code; its neighbours must not suffer
                     member.failure = self._failure(error)
             now = given.versions()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from harness.errors import UserError, unknown
 from leaderboard.board import Cell, Column, Difference, Row, Section
 from leaderboard.choice import rows_called
-from leaderboard.ranking import mean_and_spread
+from leaderboard.ranking import TIE, mean_and_spread
 
 Values = Mapping[int, float]  # seed -> value
 
@@ -57,8 +57,11 @@ def difference(
 def _between(mean: float, own: Values, other: Values) -> Cell:
     """The difference of the means; its spread is that of the seeds' own ones, where both have the same seeds."""
     both = sorted(own.keys() & other.keys())
-    same = own.keys() == other.keys() and len(both) > 1
-    return Cell(mean, mean_and_spread([own[s] - other[s] for s in both])[1] if same else None, len(both))
+    if own.keys() != other.keys() or len(both) < 2:
+        return Cell(mean, None, len(both))
+    spread = mean_and_spread([own[s] - other[s] for s in both])[1] or 0.0
+    largest = max(abs(value) for values in (own, other) for value in values.values())
+    return Cell(mean, spread if spread > TIE * largest else 0.0, len(both))  # rounding alone is no spread
 
 
 def check_difference(sections: Sequence[Section], name: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 from leaderboard.board import Cell, Column, Difference, Leaderboard, Missing, Row, Section
 from leaderboard.labels import DASH, MINUS, clean
 from leaderboard.markup import Markup
 
 MOST_ROWS, MOST_TASKS, MOST_LINES = 6, 8, 12  # that are named; a line of hundreds helps nobody
-Key = TypeVar("Key", bound=Hashable)
 
 
 def legend(sections: Sequence[Section], costs: bool, markup: Markup) -> list[str]:
@@ -32,6 +31,13 @@ def heading(section: Section) -> str:
     names = " → ".join(clean(name) for name in (section.key.teacher, section.key.student) if name)
     data = f" on {clean(section.key.data)}" if section.key.data else ""
     return names + data + (f" [{section.condition}]" if section.condition else "")
+
+
+def group_name(section: Section, sections: Sequence[Section]) -> str:
+    """What a section is called among these: by its models alone, unless another has the same."""
+    if any(one.key[:2] == section.key[:2] and one is not section for one in sections):
+        return heading(section)
+    return heading(dataclasses.replace(section, key=section.key._replace(data=""), condition=""))
 
 
 def problems(board: Leaderboard) -> list[str]:
@@ -61,6 +67,8 @@ def _measured(sections: Sequence[Section]) -> Iterator[tuple[Row, Cell]]:
 
 def _spread(sections: Sequence[Section]) -> Iterator[str]:
     found = list(_measured(sections))
+    if not found:
+        return
     text = "Each cell is a mean over seeds"
     if any(cell.spread is not None for _, cell in found):
         text += ", ± the sample standard deviation (n - 1)"
@@ -104,7 +112,9 @@ def has_ranks(section: Section) -> bool:
 
 
 def _ranked(section: Section) -> list[Column]:
-    return [column for column in section.columns if column.primary and column.ranked]
+    """The columns over which ranks are averaged: where a student has a number."""
+    lines = [line for row, line in zip(section.rows, section.cells, strict=True) if row.competes]
+    return [c for j, c in enumerate(section.columns) if c.primary and c.ranked and any(line[j] for line in lines)]
 
 
 def _ranks(sections: Sequence[Section]) -> Iterator[str]:
@@ -162,7 +172,7 @@ def _differences(sections: Sequence[Section]) -> Iterator[str]:
         for column, other in zip(section.columns, one.others, strict=True):
             if other is not None:
                 of.setdefault(other, []).append(f"{column.title} {clean(column.metric)}")
-        where = f" of {heading(section)}" if len(sections) > 1 else ""
+        where = f" of {group_name(section, sections)}" if len(sections) > 1 else ""
         if len(of) == 1:
             yield f"The best other{where} is {next(iter(of))} everywhere."
         elif of:
@@ -186,25 +196,26 @@ def _protocols(sections: Sequence[Section]) -> Iterator[str]:
 
 def _missing(sections: Sequence[Section]) -> Iterator[str]:
     """Which measured rows have no number where, those that lack the same together."""
-    whys: tuple[tuple[Missing, str, str], ...] = (
-        ("not run", f"Not run ({DASH})", "lack"),
-        ("no value", "No such number of this encoder (n/a)", "lack"),
+    whys: tuple[tuple[Missing, str], ...] = (
+        ("not run", f"Not run ({DASH})"),
+        ("no value", "No such number of this encoder (n/a)"),
     )
-    for why, title, verb in whys:
+    for why, title in whys:
         parts = []
         for section in sections:
             lacking: dict[tuple[str, ...], list[str]] = {}
             for i, row in enumerate(section.rows):
                 if row.origin == "measured" and (titles := _titles_without(section, i, why)):
                     lacking.setdefault(titles, []).append(row.label)
-            where = f"{heading(section)}: " if len(sections) > 1 else ""
-            parts += [
-                f"{where}{_some(rows, MOST_ROWS)} {verb}{'s' * (len(rows) == 1)} {_some(titles, MOST_TASKS)}"
+            said = [
+                f"{_some(rows, MOST_ROWS)} lack{'s' * (len(rows) == 1)} {_some(titles, MOST_TASKS)}"
                 for titles, rows in lacking.items()
             ]
+            if said and len(sections) > 1:
+                said[0] = f"{group_name(section, sections)}: {said[0]}"
+            parts += said
         if parts:
-            rest = f"; and {len(parts) - MOST_LINES} more" if len(parts) > MOST_LINES else ""
-            yield f"{title}: {'; '.join(parts[:MOST_LINES])}{rest}."
+            yield f"{title}: {_some(parts, MOST_LINES, '; ')}."
 
 
 def _titles_without(section: Section, i: int, why: Missing) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from leaderboard.labels import DASH, MINUS, clean
 
 _MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "@": "&#64;", **{c: f"\\{c}" for c in "\\`*[]~$"}}
 _SPECIAL = re.compile(r"[^\w\s.,;+()%±↑↓→-]|_|www", re.IGNORECASE)  # a text without these is its own Markdown
+_BLOCK = re.compile(r"^[#+-](?=[#+\s-]|$)|^(\d{1,9})([.)])(?=\s|$)")  # would begin a heading, a list, a rule
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -46,11 +47,12 @@ def escape_markdown(name: str) -> str:
     'logit_kd &#124; &lt;b&gt;\\\\*x\\\\*'
     """
     text = clean(name)
-    if not _SPECIAL.search(text):
-        return text
-    text = "".join(_MARKDOWN.get(c, c) for c in text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is no markup there
-    return re.sub(r"(?i)www\.", lambda m: m[0][:-1] + "&#46;", text.replace("://", "&#58;//"))
+    if _SPECIAL.search(text):
+        text = "".join(_MARKDOWN.get(c, c) for c in text)
+        text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is no markup there
+        text = re.sub(r"(?i)www\.", lambda m: m[0][:-1] + "&#46;", text.replace("://", "&#58;//"))
+        text = re.sub(r":(?=[\w+-]+:)", "&#58;", text)  # an emoji's name
+    return _BLOCK.sub(lambda m: f"{m[1] or ''}\\{m[2] or m[0]}", text)
 
 
 def escape_latex(name: str) -> str:

@@ -107,13 +107,14 @@ def _table_1(records: Sequence[Record], parts: dict[str, Part]) -> list[Record]:
     for (_, paper), several in found.items():
         values = [several[data].values.get(paper.metric) for data in paper.data if data in several]
         numbers = [value for value in values if value is not None]
-        whole = len(numbers) == len(paper.data)
+        if len(numbers) < len(paper.data):
+            continue
         changes = {
             "task": paper.title,
             "task_id": paper.key,
             "task_kind": paper.kind,
             "metrics": {paper.metric: MetricInfo(unit=paper.unit, direction=paper.direction)},  # type: ignore[arg-type]
-            "values": {paper.metric: math.fsum(numbers) / len(numbers)} if whole else {},
+            "values": {paper.metric: math.fsum(numbers) / len(numbers)},
             "protocol": {},
         }
         made.append(next(iter(several.values())).model_copy(update=changes))
@@ -164,19 +165,20 @@ def _notes(every: Sequence[Record], mine: Sequence[Record], parts: dict[str, Par
     notes = []
     summaries = {record.task_id: record.protocol.get("summary") for record in mine}
     for paper in COLUMNS:
+        of = {data: task_id for task_id, (column, data) in parts.items() if column == paper}
         said = []
-        for task_id, (of, data) in parts.items():
-            if of == paper:
-                summary = summaries.get(task_id)
-                said.append(f"{data} {task_id}{', ' + clean(summary) if isinstance(summary, str) and summary else ''}")
-        if said:
-            mean = f"mean over {', '.join(paper.data)}; " if len(paper.data) > 1 else ""
+        for data, task_id in of.items():
+            summary = summaries.get(task_id)
+            said.append(f"{data} by {task_id}{', ' + clean(summary) if isinstance(summary, str) and summary else ''}")
+        lacking = [data for data in paper.data if data not in of]
+        if said and lacking:
+            notes.append(f"{paper.title} needs all of {', '.join(paper.data)}; missing: {', '.join(lacking)}.")
+        elif said:
+            mean = "mean over " * (len(said) > 1)
             notes.append(f"{paper.title}, measured: {mean}{'; '.join(said)}")
     others = {(r.run.teacher, r.run.student) for r in every if r.run.student and _pair(r.run) not in pairs()}
     if not parts:
-        notes.append(
-            "Nothing in these records is of the pairs and data sets of Table 1, so all that is here is reported."
-        )
+        notes.append("Nothing in these records is of the pairs and data sets of Table 1: all that is here is reported.")
     elif others:
         named = ", ".join(f"{clean(teacher)} to {clean(student)}" for teacher, student in sorted(others))
         notes.append(f"Measured pairs that Table 1 does not have: {named}.")

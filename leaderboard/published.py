@@ -35,8 +35,13 @@ class PaperColumn:
 
     def fits(self, kind: str, metric: str, data: str) -> str | None:
         """Which of its data sets a measured column is of, or None."""
-        name = re.sub(r"[^a-z0-9]", "", data.casefold())
-        return name if (kind, metric) == (self.kind, self.metric) and name in self.data else None
+        if (kind, metric) != (self.kind, self.metric):
+            return None
+        return next((name for name in self.data if _folded(name) == _folded(data)), None)
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
 COLUMNS = (
@@ -45,13 +50,13 @@ COLUMNS = (
     PaperColumn("nyuv2_rmse", "NYUv2", "depth", "rmse", ("nyuv2",), "m", "down", 4),
     PaperColumn("inat2019_top1", "iNat-2019", "classification", "top1", ("inat2019",)),
     # The two means are of these sets presumably: the publication does not say it where it could be read.
-    PaperColumn("domain_shift_top1", "domain shift", "shifted", "top1", ("imagenetr", "imagenetv2")),
+    PaperColumn("domain_shift_top1", "domain shift", "shifted", "top1", ("imagenet_r", "imagenet_v2")),
     PaperColumn(
         "fine_grained_top1",
         "fine-grained",
         "classification",
         "top1",
-        ("fgvcaircraft", "oxfordpets", "food101", "flowers102"),
+        ("fgvc_aircraft", "oxford_pets", "food101", "flowers102"),
     ),
 )
 # A student of the publication that timm does not name -> as it is called in configs/paper/ and so in records.

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from leaderboard.board import Cell, Column, Gap, Leaderboard, Missing, Row, Section
 from leaderboard.labels import DASH, clean
 from leaderboard.layout import LAYOUTS, Head, Sheet
-from leaderboard.legend import difference_label, has_ranks, has_trials, heading, legend, problems
+from leaderboard.legend import difference_label, group_name, has_ranks, has_trials, heading, legend, problems
 from leaderboard.markup import MARKUPS, Markup, Piece
 from leaderboard.numbers import number_format, shown_unit, three_digits
 
@@ -53,7 +53,7 @@ def _sheet(sections: Sequence[Section], board: Leaderboard, markup: Markup) -> S
     groups: dict[int, str] = {}
     for section in sections:
         if board.grouped:
-            groups[len(lines)] = markup.strong(markup.escape(_group(section, sections)))
+            groups[len(lines)] = markup.strong(markup.escape(group_name(section, sections)))
         lines += _lines(section, columns, gaps, markup)
     heads = [Head("", "method"), Head("", "seeds")]
     texts = [[line.label for line in lines], _escaped([_seeds(line.row) for line in lines], markup)]
@@ -91,7 +91,8 @@ def _lines(section: Section, columns: Sequence[Column], gaps: Sequence[Gap], mar
     found = []
     for i, row in enumerate(section.rows):
         cells, signs = section.cells[i], section.missing[i]
-        scores = [(None, DASH) if j is None else (cells[j], SIGNS.get(signs[j], "")) for j in places]
+        known = SIGNS if row.origin == "measured" else {}
+        scores = [(None, DASH) if j is None else (cells[j], known.get(signs[j], DASH)) for j in places]
         shares = [mine[name][i] if (name := _gap_name(gap)) in mine else None for gap in gaps]
         found.append(_Line(row, _label(row, markup), scores, shares))
     if section.difference is not None:
@@ -104,14 +105,6 @@ def _lines(section: Section, columns: Sequence[Column], gaps: Sequence[Gap], mar
 
 def _gap_name(gap: Gap) -> Hashable:
     return gap.low, gap.high, gap.column.name
-
-
-def _group(section: Section, sections: Sequence[Section]) -> str:
-    """What a group of rows is called: by its models alone, unless that says too little."""
-    pair = section.key[:2]
-    if any(one.key[:2] == pair and one is not section for one in sections):
-        return heading(section)
-    return heading(dataclasses.replace(section, key=section.key._replace(data=""), condition=""))
 
 
 def _label(row: Row, markup: Markup) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from harness.disk import refusal
 from harness.errors import UserError
 from harness.integrity import NOT_ITS_OWN, Damaged, Sealing, generations, previous, sealed, set_aside, sync_folder
 
@@ -38,22 +39,28 @@ def save(path: Path, payload: dict[str, Any]) -> None:
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            sealing = Sealing(file)
-            torch.save(payload, sealing)  # type: ignore[arg-type] - it writes front to back and asks for no more
-            sealing.seal()
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, payload)
         if path.is_file():
             os.replace(path, previous(path))  # a kill after this leaves that one, which `generations` finds
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "the checkpoint before it is whole" if generations(path) else "there is none yet"
-        raise UserError(
-            f"cannot write the checkpoint {path}: {error}; {kept}. Free some space and start again"
-        ) from error
+        said = refusal(error.errno or 0, path)
+        raise UserError(f"cannot write the checkpoint {path}: {said}; {kept}. Then start again") from error
+
+
+def _write(path: Path, payload: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        sealing = Sealing(file)
+        try:
+            torch.save(payload, sealing)  # type: ignore[arg-type] - it writes front to back and asks for no more
+        except RuntimeError as error:  # torch's own, about an archive that is not as long as it should be
+            raise sealing.refused or error from None
+        sealing.seal()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

@@ -38,10 +38,14 @@ def in_words(workspace: Path) -> Iterator[None]:
         if number not in REMEDIES:
             raise
         place = Path(getattr(error, "filename", None) or workspace)
-        remedy = REMEDIES[number] or _whose(place)
         raise UserError(
-            f"{str(place)!r}: {os.strerror(number)}; {remedy}. What is saved is kept, and the same command goes on"
+            f"{str(place)!r}: {refusal(number, place)}. What is saved is kept, and the same command goes on"
         ) from error
+
+
+def refusal(number: int, place: Path) -> str:
+    """What the disk said, by the system's number of it, and what to do about it: two clauses."""
+    return f"{os.strerror(number)}; {REMEDIES.get(number, 'see to the disk') or _whose(place)}"
 
 
 def _number(error: Exception) -> int | None:

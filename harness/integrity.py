@@ -35,14 +35,23 @@ class Damaged(UserError):
 
 
 class Sealing:
-    """A binary file that is hashed while it is written, front to back; `seal` ends it with its checksum."""
+    """A binary file that is hashed while it is written, front to back; `seal` ends it with its checksum.
+
+    Attributes:
+        refused: what the disk said when it took no more; torch puts words of its own in its place.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.refused: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.refused = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -13,6 +13,7 @@ several who saw it stale, none can remove the lock that another has taken in the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -70,7 +71,8 @@ class Lock:
         self._stop.set()
         self._beat.join()
         if owner(self.path) == self.content:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a disk that became read-only it is stale once this process ends
+                self.path.unlink(missing_ok=True)
         self.content = self._beat = None
 
     def _keep_alive(self) -> None:

@@ -18,6 +18,7 @@ from harness.progress import Console
 
 DEATHS = 3  # in one pass; more is no accident
 DIED = re.compile(r"DataLoader worker \(pid.*(killed|exited unexpectedly)", re.DOTALL)
+BROKEN_OFF = (ConnectionError, EOFError, FileNotFoundError)  # one that dies while a batch is fetched from it
 
 
 def loaded(loader_from: Callable[[int], DataLoader]) -> Iterator[Any]:
@@ -34,9 +35,9 @@ def loaded(loader_from: Callable[[int], DataLoader]) -> Iterator[Any]:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, *BROKEN_OFF) as error:
                 reason = str(error).split("\n")[0]
-                if not DIED.match(reason):
+                if isinstance(error, RuntimeError) and not DIED.match(reason):
                     raise
                 deaths += 1
                 if deaths > DEATHS:
@@ -44,7 +45,7 @@ def loaded(loader_from: Callable[[int], DataLoader]) -> Iterator[Any]:
                         f"data workers died {deaths} times, the last time: {reason}. Mostly memory is short, or "
                         "/dev/shm: lower runtime.num_workers, 0 needs none. What is saved is kept"
                     ) from error
-                Console().say(f"{reason}; new data workers go on with the same batch")
+                Console().say(f"a data worker died ({reason}); new data workers go on with the same batch")
                 break
             number += 1
             yield batch

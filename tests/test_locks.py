@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -290,3 +291,77 @@ def test_a_file_system_without_hard_links_is_refused_in_words(path, monkeypatch)
     with pytest.raises(UserError, match="has no hard links, which locks need; put the workspace on"):
         Lock(path).acquire()
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("off_s", [-6 * 3600, 6 * 3600])
+def test_a_clock_that_is_hours_off_judges_no_lock_stale_that_is_touched_and_every_one_that_is_not(
+    path, off_s, monkeypatch
+):
+    real = time.time
+    write(path, host="another-machine")
+    monkeypatch.setattr(time, "time", lambda: real() + off_s)
+    assert not is_stale(path) and not Lock(path).acquire()
+    monkeypatch.undo()
+    write(path, age_s=STALE_S + 60, host="another-machine")
+    monkeypatch.setattr(time, "time", lambda: real() + off_s)
+    assert is_stale(path)
+    with Lock(path) as lock:
+        assert lock.acquire()
+
+
+def test_looking_at_a_lock_leaves_nothing_behind(path):
+    write(path, host="another-machine")
+    is_stale(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_who_may_not_write_there_can_still_tell_whether_a_lock_is_stale(path, monkeypatch):
+    write(path, age_s=STALE_S + 60, host="another-machine")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert is_stale(path)
+
+
+def test_a_server_that_loses_its_answer_and_says_the_link_exists_is_not_believed(path, monkeypatch):
+    link = os.link
+
+    def linked_twice(*args: object) -> None:
+        link(*args)  # type: ignore[arg-type]
+        raise FileExistsError(errno.EEXIST, "File exists")  # to the same request, sent once more
+
+    monkeypatch.setattr(os, "link", linked_twice)
+    with Lock(path) as lock:
+        assert lock.acquire()
+        assert not Lock(path).acquire()
+
+
+def test_a_server_that_does_not_answer_for_a_while_costs_nobody_the_lock(path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    read, answers = locks._read, threading.Event()
+
+    def unanswered(of: Path):
+        if not answers.is_set():
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        return read(of)
+
+    monkeypatch.setattr(locks, "_read", unanswered)
+    with Lock(path) as lock:
+        assert lock.acquire()
+        os.utime(path, (0, 0))
+        time.sleep(0.1)
+        assert path.stat().st_mtime == 0
+        answers.set()
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 0
+
+
+def test_nothing_of_ours_uses_locks_that_a_network_file_system_may_not_have():
+    files = [file for package in ("harness", "tasks", "leaderboard") for file in (ROOT / package).rglob("*.py")]
+    assert len(files) > 50
+    for file in files:
+        assert not re.search(r"import fcntl|\.(flock|lockf)\(", file.read_text()), file

@@ -256,6 +256,43 @@ def test_one_rank_that_diverges_diverges_on_all_and_the_log_is_of_the_whole_batc
     assert means["kd"] - 4 == pytest.approx(means["loss"] - 4) and 4.0 < means["kd"] < 6.0  # 3.5 + 0.5, plus logits^2
 
 
+class Noting(Method):
+    """Notes how far the student's tokens of the batch's halves are apart, and a draw of its own."""
+
+    name, cite = "noting", "test"
+
+    def __init__(self, student, teacher):
+        super().__init__(student, teacher)
+        self.student_layers = frozenset({student.depth - 1})
+
+    def losses(self, student, teacher, batch) -> dict[str, Tensor]:
+        tokens, half = student.tokens[max(student.tokens)], len(batch.index) // 2
+        self.seen = {"apart": (tokens[:half] - tokens[half:]).abs().max(), "drawn": torch.rand(())}
+        return {"kd": tokens.square().mean()}
+
+
+def test_the_students_draws_differ_between_ranks_and_those_of_the_losses_do_not(tmp_path):
+    def work(ranks: Ranks) -> dict[str, float]:
+        one = member("noting", Noting, tmp_path / str(ranks.rank), planted_teacher(SIZE, 5.0), drop_path_rate=0.5)
+        one.student.model.train()
+        group = Group([one], planted_teacher(SIZE, 5.0), Training(steps=STEPS), STEPS, 5, ranks=ranks)
+        group.train_step(batch(0))  # the same images on both ranks
+        return {name: float(value) for name, value in one.sums.items()}
+
+    first, second = on_ranks(work)
+    assert first == second and first["apart"] > 0
+
+
+def test_a_rank_that_does_not_answer_is_an_error_after_the_time_limit(tmp_path):
+    def work(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            time.sleep(6)
+        ranks.any(True)
+
+    found = results(start(work, timeout_s=2.0))
+    assert isinstance(found[0], UserError) and "rank 0 of 2 has lost another one" in str(found[0])
+
+
 def in_job(experiment, workspace: Path, disturb=lambda ranks: None):
     """What a rank does in a job; `disturb` is called first."""
 

@@ -437,15 +437,6 @@ def test_a_cancelled_job_keeps_its_place_until_it_has_saved_and_stays_cancelled(
     assert place.state(first) == "cancelled" and place.state(second) == "done"
 
 
-def test_cancelled_before_its_process_was_noted_it_is_asked_to_stop(place):
-    unit = place.add("a")
-    one = place.server()
-    until(lambda: place.begun(unit), one.step)
-    place.ledger.write(dataclasses.replace(place.entry(unit), state="cancelled", pid=None))
-    finish(one)
-    assert place.state(unit) == "cancelled" and place.notes(unit)[-1] == "saved"
-
-
 def test_submitted_anew_after_it_was_cancelled_it_waits_for_the_old_job_to_end(place):
     unit = place.add("a", "ignore", gpus=2)
     one = place.server()

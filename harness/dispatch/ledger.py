@@ -131,10 +131,24 @@ class Ledger:
         found = [_read(path, _ENTRY) for path in self.folder.glob("*.json") if _NAME.fullmatch(path.stem)]
         return {entry.unit.id: entry for entry in sorted(found, key=lambda e: (e.submitted, e.name, e.index or 0))}
 
+    def entry(self, unit_id: str) -> Entry | None:
+        """A unit's latest submission, None where there is none. Raises UserError for a damaged file."""
+        path = self.folder / f"{unit_id}.json"
+        return _read(path, _ENTRY) if path.is_file() else None
+
     def attempts(self, unit_id: str) -> list[Entry]:
         """The submissions of a unit that were set aside, the first one first."""
         kept = self.folder.glob(f"{unit_id}.*.json")
         return sorted((_read(path, _ENTRY) for path in kept), key=lambda entry: entry.attempt)
+
+    def set_aside_attempts(self) -> dict[str, int]:
+        """Unit id -> the number of its last submission that was set aside."""
+        found: dict[str, int] = {}
+        for path in self.folder.glob("*.*.json"):
+            unit_id, _, attempt = path.stem.partition(".")
+            if attempt.isdecimal():
+                found[unit_id] = max(int(attempt), found.get(unit_id, 0))
+        return found
 
     def write(self, entry: Entry) -> None:
         """Replace a unit's entry. Raises UserError where the workspace cannot be written."""

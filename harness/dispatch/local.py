@@ -14,24 +14,29 @@ from harness.dispatch.inventory import Placed
 from harness.dispatch.launch import controller, launch
 from harness.dispatch.ledger import Entry
 from harness.dispatch.snapshot import shell_lines
+from harness.errors import UserError
 from harness.runs import Workspace
 
 NO_LIMIT_MIN = 365 * 24 * 60  # submitit's own is two minutes
 
 
 def new_folder(workspace: Workspace, entry: Entry) -> str:
-    """Make a folder for one start of an entry's job, which no other start has; relative to the workspace."""
-    parent = workspace.jobs / "submitit"
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
+    """Make a folder for one start of an entry's job, which no other start has; relative to the workspace.
+
+    Raises:
+        UserError: the workspace cannot be written.
+    """
+    parent, number = workspace.jobs / "submitit", 0
     while True:
+        number += 1
         folder = parent / f"{entry.unit.id}.{entry.attempt}.{number}"
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
-            number += 1
-        else:
-            return str(folder.relative_to(workspace.root))
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write into {str(parent)!r}: {error.strerror}") from error
+        return str(folder.relative_to(workspace.root))
 
 
 def start(workspace: Workspace, entry: Entry, placed: Placed, work: Callable[[], Any]) -> Entry:
@@ -72,7 +77,7 @@ def lives(workspace: Workspace, entry: Entry) -> bool:
     """Whether anything of the job still runs: its controller, or ranks that outlived it."""
     if entry.pid is not None and entry.started is not None and processes.living(entry.pid, entry.started):
         return True
-    return bool(processes.of_job(absolute(workspace, entry)))
+    return absolute(workspace, entry) in processes.jobs()
 
 
 def ask_to_stop(workspace: Workspace, entry: Entry) -> None:
@@ -80,12 +85,12 @@ def ask_to_stop(workspace: Workspace, entry: Entry) -> None:
     if entry.pid is not None and entry.started is not None and processes.living(entry.pid, entry.started):
         processes.send([entry.pid], signal.SIGTERM)
     else:
-        processes.send(processes.of_job(absolute(workspace, entry)), signal.SIGTERM)
+        processes.send(processes.jobs().get(absolute(workspace, entry), []), signal.SIGTERM)
 
 
 def kill(workspace: Workspace, entry: Entry) -> None:
     """End it at once; its checkpoints stay."""
-    processes.send(processes.of_job(absolute(workspace, entry)), signal.SIGKILL)
+    processes.send(processes.jobs().get(absolute(workspace, entry), []), signal.SIGKILL)
 
 
 def raised(workspace: Workspace, entry: Entry) -> bool:

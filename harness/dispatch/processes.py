@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-JOB_PROGRAMS = ("submitit.local._local", "submitit.core._submit", "harness.dispatch.launch")  # FOLDER follows
+JOB_PROGRAMS = (b"submitit.local._local", b"submitit.core._submit", b"harness.dispatch.launch")  # FOLDER follows
 
 
 def started(pid: int) -> str | None:
@@ -26,21 +26,21 @@ def living(pid: int, began: str) -> bool:
     return started(pid) == began
 
 
-def of_job(folder: Path) -> list[int]:
-    """The processes of the job whose files are in `folder` (absolute), lowest number first: its controller, its
-    ranks, their data workers, told by their command lines. They outlive one another when they are killed one by one.
+def jobs() -> dict[Path, list[int]]:
+    """Folder of each job that has processes -> these: its controller, its ranks, their data workers.
+
+    Told by their command lines, since they outlive one another when they are killed one by one.
     """
-    wanted = os.fsencode(folder)
-    found = []
+    found: dict[Path, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             try:
                 words = Path(entry.path, "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
             except OSError:
                 continue  # it has ended, or is not ours to see
-            if words[-1] == wanted and any(os.fsencode(program) in words for program in JOB_PROGRAMS):
-                found.append(int(entry.name))
-    return sorted(found)
+            if any(program in words for program in JOB_PROGRAMS):
+                found.setdefault(Path(os.fsdecode(words[-1])), []).append(int(entry.name))
+    return found
 
 
 def send(pids: list[int], number: signal.Signals) -> None:

@@ -38,6 +38,8 @@ def serve(
         UserError: no such GPU; or what is left can never start here.
         Interrupted: a signal asked to stop. Jobs that this process started have saved and ended, and are queued again.
     """
+    if not Path("/proc/self/stat").exists():
+        raise UserError("this machine's queue tells its jobs by /proc, which Linux alone has; use `singer-bench run`")
     machine = inventory(gpus, slots)
     if not wait:
         if any(entry.cluster == "local" and entry.state in LIVE for entry in Ledger(workspace).entries().values()):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.dispatch import local
+from harness.dispatch import local, processes
 from harness.dispatch.inventory import Inventory, Placed, Request, never, place
 from harness.dispatch.ledger import Entry, Ledger, State, Unit, now
 from harness.dispatch.signals import Asked
@@ -48,7 +48,6 @@ class Server:
         self._reading_s = 0.0  # the last time that the ledger was read
         self._begun_s: dict[str, float] = {}  # by folder: of jobs that were started here
         self._at_once: Counter[str] = Counter()  # by unit: how often in a row it was killed at once
-        self._asked: set[str] = set()  # folders of jobs that were cancelled while they were started
 
     def run(self, asked: Asked) -> None:
         """Until nothing runs and nothing can start. Raises Interrupted when a signal asked to stop."""
@@ -63,10 +62,11 @@ class Server:
 
     def adopt(self) -> None:
         """Take over what an earlier server of this machine left."""
+        folders = processes.jobs()
         for entry in self.ledger.entries().values():
             if entry.cluster == "local" and entry.host == self.host and entry.state in ("running", "cancelled"):
                 entry = local.found(self.workspace, entry)
-                if local.lives(self.workspace, entry):
+                if local.absolute(self.workspace, entry) in folders:
                     self.console.say(f"still running: {entry.unit}")
                     self.live[entry.folder] = entry
                     self._write(entry)
@@ -79,7 +79,6 @@ class Server:
         began_s = time.monotonic()
         entries = self.ledger.entries()
         self._reading_s = time.monotonic() - began_s
-        self._stop_cancelled(entries)
         hopeless = self._hopeless(entries)
         for entry, needed in hopeless:
             self._close(entry, "cancelled", f"it needs {needed}, which did not end well")
@@ -87,9 +86,8 @@ class Server:
         if starts:
             with Lock(self.workspace.locks / "start.lock") as lock:  # another machine's server may want the same
                 if lock.acquire():
-                    now_there = self.ledger.entries()
                     for entry, placed in starts:
-                        if now_there.get(entry.unit.id) == entry:
+                        if self.ledger.entry(entry.unit.id) == entry:
                             self._start(entry, placed)
         return bool(starts or hopeless or self.live)
 
@@ -136,7 +134,7 @@ class Server:
         self.ledger.write(entry)
         try:
             entry = local.start(self.workspace, entry, placed, self.work(self.workspace, entry))
-        except UserError as error:
+        except (UserError, OSError) as error:
             self._close(entry, "failed", str(error))
             return
         self.live[folder], self._begun_s[folder] = entry, time.monotonic()
@@ -195,7 +193,7 @@ class Server:
 
     def _is_current(self, entry: Entry) -> bool:
         """Whether nobody has cancelled it, or submitted its unit anew, since it was started."""
-        there = self.ledger.entries().get(entry.unit.id)
+        there = self.ledger.entry(entry.unit.id)
         return there is not None and there.attempt == entry.attempt and there.state != "cancelled"
 
     def _write(self, entry: Entry) -> None:
@@ -212,14 +210,6 @@ class Server:
             for need in bad.intersection(entry.unit.needs)
             if not (entry.unit.kind == "evaluate" and there.issuperset(entry.unit.runs))
         ]
-
-    def _stop_cancelled(self, entries: Mapping[str, Entry]) -> None:
-        """Who cancels a job signals it; one whose process was not noted yet is left to this server."""
-        for folder, entry in self.live.items():
-            there = entries.get(entry.unit.id)
-            if there is not None and there.state == "cancelled" and there.pid is None and folder not in self._asked:
-                self._asked.add(folder)
-                local.ask_to_stop(self.workspace, entry)
 
     def _stop(self, asked: Asked) -> None:
         """Ask every job to stop, at once when asked again, and leave the queue as it is. Raises Interrupted."""

@@ -90,7 +90,7 @@ def submit(
         if not found.units:
             return []
         folder = snapshot.take(workspace, experiment)
-        attempts = {unit.id: _attempt(ledger, found.entries, unit) for unit in found.units}
+        attempts = _attempts(ledger, found)
         if where == "local":
             return _queue(ledger, found.units, checked.asked, folder, attempts)
         return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
@@ -172,13 +172,13 @@ def _preflight(experiment: Experiment, workspace: Workspace, console: Console, u
     job.evaluation.tasks()
 
 
-def _attempt(ledger: Ledger, entries: Mapping[str, Entry], unit: Unit) -> int:
-    """How often a unit has been submitted with this time; what was submitted before is set aside."""
-    before = entries.get(unit.id)
-    if before is not None:
-        ledger.set_aside(before)
-        return before.attempt + 1
-    return 1 + max((entry.attempt for entry in ledger.attempts(unit.id)), default=0)
+def _attempts(ledger: Ledger, found: Look) -> dict[str, int]:
+    """How often each unit has been submitted with this time; what was submitted before is set aside."""
+    for unit in found.units:
+        if unit.id in found.entries:
+            ledger.set_aside(found.entries[unit.id])
+    before = ledger.set_aside_attempts()
+    return {unit.id: 1 + before.get(unit.id, 0) for unit in found.units}
 
 
 def _queue(

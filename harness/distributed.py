@@ -95,27 +95,14 @@ class Ranks:
         """Every rank's number, in their order."""
         return self.sums(*(number if rank == self.rank else 0 for rank in range(self.world)))
 
-    def reason(self, own: str | None) -> str | None:
-        """Why somebody cannot go on, in the words of the first of those; None where everybody can.
-
-        Where it is the same on all ranks, or this one's own, the words stand alone; else the rank is named.
-        """
-        if self.alone or not self.any(own is not None):
-            return own
-        said: list[str | None] = [None] * self.world
-        with self.linked():
-            dist.all_gather_object(said, own, group=self._link.control)
-        rank = next(i for i, words in enumerate(said) if words is not None)
-        return own if own is not None else f"on rank {rank}: {said[rank]}"
-
     @contextlib.contextmanager
     def together(
-        self, described: Callable[[Exception], str] = str, kind: type[Exception] = UserError
+        self, described: Callable[[Exception], str] = str, told: Callable[[str], Exception] = UserError
     ) -> Iterator[None]:
         """All ranks do this at the same time; where it fails on one, it fails on all of them.
 
         Args:
-            described: an exception in the words that the other ranks are told. kind: what they raise.
+            described: an exception in the words that the other ranks are told. told: what they raise, of these words.
         """
         if self.alone:
             yield
@@ -127,11 +114,15 @@ class Ranks:
             raise
         except Exception as raised:
             error = raised
-        reason = self.reason(None if error is None else described(error))
+        if not self.any(error is not None):
+            return
+        said: list[str | None] = [None] * self.world
+        with self.linked():
+            dist.all_gather_object(said, None if error is None else described(error), group=self._link.control)
         if error is not None:
             raise error
-        if reason is not None:
-            raise kind(reason)
+        rank = next(rank for rank, words in enumerate(said) if words is not None)
+        raise told(f"on rank {rank}: {said[rank]}")
 
     def shared(self, value: Any) -> Any:
         """Rank 0's value on every rank, whatever it is made of; tensors arrive on the CPU."""
@@ -168,7 +159,7 @@ class Ranks:
         """torch's DistributedDataParallel over exactly these parameters.
 
         The function returned takes a loss; the next backward pass from what it gives averages their gradients over
-        all ranks while it goes on, and must reach each of them.
+        all ranks while it goes on, and must reach each of them. It is done as long as the function lives.
         """
         return DistributedDataParallel(_Shell(parameters), init_sync=False)  # they are the same already
 

@@ -108,11 +108,11 @@ class Joint:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """What fails inside on any rank is `Agreed` on all of them."""
+        """What fails inside on any rank is `Agreed` on all of them, or is a lack of memory on all of them."""
         try:
-            with self.ranks.together(in_words, Agreed):
+            with self.ranks.together(in_words, elsewhere(Agreed)):
                 yield
-        except (RankLost, Agreed):
+        except (RankLost, Agreed, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a method is a stranger's code
             raise Agreed(in_words(error)) from error
@@ -220,6 +220,12 @@ def in_words(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = next((f for f in reversed(frames) if f"{os.sep}torch{os.sep}" not in f.filename), frames[-1])
     return f"{type(error).__name__} at {Path(own.filename).name}:{own.lineno}: {error}"
+
+
+def elsewhere(kind: type[Exception]) -> Callable[[str], Exception]:
+    """What a failure on another rank, told `in_words`, is on this one: a lack of memory is one here too."""
+    short = f"{torch.OutOfMemoryError.__name__} at "
+    return lambda reason: (torch.OutOfMemoryError if short in reason else kind)(reason)
 
 
 def set_seed(seed: int, device: str) -> None:

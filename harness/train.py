@@ -25,7 +25,8 @@ from harness.clock import Clock, peak_memory_gb
 from harness.compiling import Compiled
 from harness.config import Training
 from harness.distributed import ONE, RankLost, Ranks, lost
-from harness.joint import Agreed, Given, Joint, Single, gathered, gathered_batch, in_words
+from harness.errors import UserError
+from harness.joint import Agreed, Given, Joint, Single, elsewhere, gathered, gathered_batch, in_words
 from harness.models import TimmVit
 from harness.optimizers import build_optimizer, lr_share
 from harness.precision import tf32
@@ -195,7 +196,7 @@ class Group:
         # Whether anybody reads the logits is known after a step, and what is gathered must be there on all ranks.
         ahead = self.reads_logits or (bool(coupled) and not self.begun)
         with self.clock.time("teacher"), torch.no_grad(), self._autocast():
-            with self.ranks.together():
+            with self.ranks.together(in_words, elsewhere(UserError)):
                 teacher = self.teacher(batch.images, layers, maps)
                 if ahead:
                     _ = teacher.logits  # now, so that its time is the teacher's and not the first student's

@@ -222,6 +222,19 @@ class FailingOn(Method):
         return {"kd": loss}
 
 
+def test_a_lack_of_memory_on_one_rank_is_one_on_all(tmp_path):
+    class Large(Method):
+        name, cite, per_image = "large", "test", True
+
+        def losses(self, student, teacher, batch) -> dict[str, Tensor]:
+            if os.environ["RANK"] == "1":
+                raise torch.OutOfMemoryError("no room")
+            return {"kd": student.logits.square().mean()}
+
+    found = results(start(lambda ranks: trained({"large": Large}, tmp_path, ranks)))
+    assert [type(one) for one in found] == [torch.OutOfMemoryError] * 2
+
+
 @pytest.mark.parametrize(("where", "at"), [("student", 0), ("losses", 0), ("losses", 3), ("writing", 0)])
 def test_a_student_that_fails_on_one_rank_is_dropped_on_all_at_that_step(where, at, tmp_path):
     failing = type("Failing", (FailingOn,), {"where": where, "at": at, "name": "failing", "cite": "test"})
@@ -534,7 +547,7 @@ def test_one_process_starts_nothing(monkeypatch):
     assert joined("cuda:3") is ONE and not torch.distributed.is_initialized()
     assert ONE.sums(3) == (3,) and ONE.any(True) and ONE.of_each(5) == (5,) and ONE.part(7) == 7
     x = torch.ones(2)
-    assert ONE.gathered(x, (2,)) is x and ONE.shared(x) is x and ONE.reason("why") == "why"
+    assert ONE.gathered(x, (2,)) is x and ONE.shared(x) is x
 
 
 @pytest.mark.parametrize(

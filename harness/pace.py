@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 NAME = "progress.json"
@@ -23,7 +23,6 @@ class Progress:
     Attributes:
         step, steps: done, and in all. per_s: steps a second of late; None where that is not known yet.
         batch_size: images a step. device: as torch calls it. began: when this process began with it, ISO 8601, UTC.
-        silent_s: how long nothing has been heard of it; None where that is no longer than it should be.
     """
 
     step: int
@@ -32,7 +31,6 @@ class Progress:
     batch_size: int
     device: str
     began: str
-    silent_s: float | None = None
 
     @property
     def left_s(self) -> float | None:
@@ -79,20 +77,25 @@ class Pace:
             os.replace(fresh, self.folder / NAME)
 
 
-def progress_in(folder: Path, now_s: float) -> Progress | None:
-    """What a group's folder says; None where there is nothing that can be read.
+def progress_in(folder: Path) -> Progress | None:
+    """What a group's folder says; None where there is nothing that can be read."""
+    try:
+        return Progress(**json.loads((folder / NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def silence_s(folder: Path, progress: Progress, now_s: float) -> float | None:
+    """How long nothing has been heard of a training; None where that is no longer than it may be.
 
     Args:
         now_s: by the clock that stamps the folder's files: `harness.disk.now_in`.
     """
-    path = folder / NAME
     try:
-        found = Progress(**json.loads(path.read_text()))
-        silent_s = now_s - path.stat().st_mtime
-    except (OSError, ValueError, TypeError):
-        return None
-    expected_s = Pace.EVERY_S + 10 / (found.per_s or 1)
-    return found if silent_s < max(SILENT_S, expected_s) else replace(found, silent_s=silent_s)
+        silent_s = now_s - (folder / NAME).stat().st_mtime
+    except OSError:
+        return None  # it has just ended
+    return silent_s if silent_s > max(SILENT_S, Pace.EVERY_S + 10 / (progress.per_s or 1)) else None
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.config import Experiment, parse
 from harness.disk import now_in
@@ -21,7 +21,7 @@ from harness.dispatch.states import Standing, standings
 from harness.errors import UserError
 from harness.glance import Glance
 from harness.locks import is_stale, owner
-from harness.pace import Progress, progress_in
+from harness.pace import Progress, progress_in, silence_s
 from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_runs, student_runs, task_runs
 from harness.students import logged_step
 from harness.yaml_files import read_yaml
@@ -42,6 +42,7 @@ class Item:
         run, title: of the run. state: "submitted" where Slurm does not say more. reason: why it is in that state.
         together: what items that are one piece of work have in common: a group's or unit's id.
         step: the last one that is known. progress: steps in all, pace, since when, on what device.
+        silent_s: how long nothing has been heard of it; None where that is no longer than it may be.
         host, pid: of who is at work. cluster, job, gpus, log, requeued: of its last submission.
         since: when its Slurm job began, ISO 8601 local time.
     """
@@ -54,6 +55,7 @@ class Item:
     together: str | None = None
     step: int | None = None
     progress: Progress | None = None
+    silent_s: float | None = None
     host: str | None = None
     pid: int | None = None
     cluster: Cluster | None = None
@@ -202,10 +204,13 @@ class _Look:
             return self._item(run, kind, "done", None)
         if group is None:
             return self._unattended(run, kind)
-        progress = progress_in(self.root.groups / group, self.now_s)
-        step = logged_step(self.root.partial(run.id)) if progress is None else progress.step
-        who = self.held.owner(f"train-{group}")
-        return self._item(run, kind, "running", None, together=group, step=step or None, progress=progress, **who)
+        folder, known = self.root.groups / group, self.held.owner(f"train-{group}")
+        progress = progress_in(folder)
+        if progress is None:
+            known["step"] = logged_step(self.root.partial(run.id)) or None
+        else:
+            known |= {"step": progress.step, "silent_s": silence_s(folder, progress, self.now_s)}
+        return self._item(run, kind, "running", None, together=group, progress=progress, **known)
 
     def _evaluation(self, run: Run, tasks: Sequence[TaskRun]) -> Item | None:
         if self.workspace.failure(run.id) is not None:
@@ -253,7 +258,7 @@ class _Held:
     groups: dict[str, str]
     evaluated: set[str]
 
-    def owner(self, name: str) -> dict[str, str | int | None]:
+    def owner(self, name: str) -> dict[str, Any]:
         found = owner(self.locks / f"{name}.lock") or {}
         return {"host": found.get("host"), "pid": found.get("pid")}
 

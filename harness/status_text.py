@@ -89,8 +89,8 @@ def _work(item: Item, moving: bool) -> str:
     if moving and progress is not None and progress.per_s is not None and progress.left_s is not None:
         images = progress.per_s * progress.batch_size
         facts.append(f"{progress.per_s:.3g} steps/s, {images:.3g} images/s, {duration(progress.left_s)} left")
-    if moving and progress is not None and progress.silent_s is not None:
-        facts.append(f"no step for {duration(progress.silent_s)}")
+    if moving and item.silent_s is not None:
+        facts.append(f"no step for {duration(item.silent_s)}")
     since = progress.began if progress is not None else item.since
     facts += [f"since {_clock(since)}"] if since else []
     facts += [_where(item)] if _where(item) else []

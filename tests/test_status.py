@@ -367,7 +367,7 @@ def test_a_training_leaves_its_pace_for_others(tmp_path):
     experiment = tiny(tmp_path, training={"steps": 12}, methods=["none"])
     crashed_at(7, experiment, tmp_path / "w")
     (folder,) = (tmp_path / "w/groups").iterdir()
-    found = progress_in(folder, time.time())
+    found = progress_in(folder)
     assert found is not None and 1 <= found.step <= 7
     assert (found.steps, found.batch_size, found.device) == (12, 8, "cpu")
     assert datetime.datetime.fromisoformat(found.began).tzinfo is not None
@@ -383,7 +383,7 @@ def test_the_pace_is_that_of_late_and_is_written_seldom(tmp_path, monkeypatch):
         path = tmp_path / NAME
         if path.exists():
             written.append(step)
-            found = progress_in(tmp_path, time.time())
+            found = progress_in(tmp_path)
             path.unlink()
     assert len(written) < 200 and written[0] == 1
     assert found is not None and found.per_s == pytest.approx(2.0) and found.left_s == pytest.approx(8000 / 2, rel=0.01)
@@ -396,19 +396,19 @@ def test_the_last_step_is_written_and_a_folder_that_is_gone_harms_nothing(tmp_pa
     beside = pace.beside(seen.append)
     for step in (1, 2, 3):
         beside(step)
-    found = progress_in(tmp_path / "g", time.time())
+    found = progress_in(tmp_path / "g")
     assert seen == [1, 2, 3] and found is not None and found.step == 3
     (tmp_path / "g" / NAME).unlink()
     (tmp_path / "g").rmdir()
     pace.update(3)
     Pace(None, 3, 64, "cpu").update(3)
-    assert progress_in(tmp_path / "g", 0.0) is None and list(tmp_path.iterdir()) == []
+    assert progress_in(tmp_path / "g") is None and list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_progress_file_is_none(tmp_path):
     for text in ("", "{", "[]", '{"step": 1}', '{"strange": 1}'):
         (tmp_path / NAME).write_text(text)
-        assert progress_in(tmp_path, time.time()) is None
+        assert progress_in(tmp_path) is None
 
 
 # ---- watch

@@ -132,7 +132,7 @@ def _numbered(entry: Entry, standing: Standing) -> Entry:
 
 
 def _end_here(ledger: Ledger, console: Console, entry: Entry) -> None:
-    ledger.write(dataclasses.replace(entry, state="cancelled", ended=now(), reason="cancelled"))
+    ledger.write(dataclasses.replace(entry, state="cancelled", ended=now(), reason="by `singer-bench cancel`"))
     if entry.state != "running":
         return
     if entry.host == socket.gethostname():

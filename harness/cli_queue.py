@@ -23,7 +23,7 @@ def queue(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Do here what was submitted to this machine, until nothing is left."""
+    """Do here what was submitted to this machine."""
     from harness.progress import Console
 
     serve(existing(workspace), Console(quiet), wait=True, gpus=gpus, slots=slots)

@@ -452,7 +452,8 @@ def test_a_remembered_experiment_has_the_same_runs_from_any_folder(workspace, tm
         ("json", '"fitnet"'),
     ],
 )
-def test_a_table_in_every_format_on_the_screen_and_in_a_file(call, workspace, tmp_path, format, holds):
+def test_a_table_in_every_format_on_the_screen_and_in_a_file(call, workspace, tmp_path, monkeypatch, format, holds):
+    monkeypatch.setenv("COLUMNS", "120")  # what a file is given, whatever the screen
     settled(started(workspace), workspace)
     code, out, err = call("table", workspace.root, "--format", format)
     assert (code, err) == (0, "")

@@ -373,6 +373,7 @@ def in_words_of_a_child(work, limit: int | None = None, user: int | None = None)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             if user is not None:
+                os.chdir("/")  # where tests run is another user's own
                 os.setgroups([])
                 os.setgid(user)
                 os.setuid(user)

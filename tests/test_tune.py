@@ -16,6 +16,7 @@ from harness import data as harness_data
 from harness.config import Experiment, load
 from harness.errors import ConfigError, UserError
 from harness.evaluation import Evaluation
+from harness.group_training import GroupTraining
 from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Console
@@ -163,12 +164,12 @@ def test_a_share_that_the_experiment_holds_out_is_kept_and_a_tasks_own_data_is_c
 def test_killed_and_started_again_it_ends_with_the_same_choice(here, tmp_path, monkeypatch, halving):
     plan = Plan(trials=4, halving=halving)
     whole = tune(here, Workspace(tmp_path / "whole"), plan, QUIET)
-    finish, evaluate = Job._finish, Evaluation._evaluate
+    finish, evaluate = GroupTraining._finish, Evaluation._evaluate
     trained, measured = [], []
 
     def counted(self, run, member, group):
         trained.append((run.id, group.steps))
-        finish(self, run, member, group)
+        return finish(self, run, member, group)
 
     def killed(self, run, tasks):
         measured.append(run.id)
@@ -176,7 +177,7 @@ def test_killed_and_started_again_it_ends_with_the_same_choice(here, tmp_path, m
             raise Interrupted("SIGTERM")
         evaluate(self, run, tasks)
 
-    monkeypatch.setattr(Job, "_finish", counted)
+    monkeypatch.setattr(GroupTraining, "_finish", counted)
     monkeypatch.setattr(Evaluation, "_evaluate", killed)
     workspace = Workspace(tmp_path / "killed")
     kills = 0

@@ -123,7 +123,8 @@ class Watched:
     def resumed(self, label: str) -> int:
         """How often its training went on at a checkpoint."""
         entry = self.entry(label)
-        text = (self.workspace.root / (entry.log or "")).read_text() if entry.log else ""
+        log = self.workspace.root / (entry.log or "")
+        text = log.read_text() if entry.log and log.is_file() else ""
         return text.count("going on at step")
 
     def until_further(self, label: str, steps: int = 3) -> None:

@@ -18,7 +18,7 @@ from harness.builder import Builder
 from harness.config import Experiment, TeacherSpec
 from harness.environment import device_of, environment
 from harness.errors import UserError
-from harness.job import train_settings
+from harness.group_training import train_settings
 from harness.past import Machine, Past, Step, Work, read_of
 from harness.registry import load_plugin
 from harness.runs import Group, Run, Workspace
@@ -48,7 +48,7 @@ def measure(experiment: Experiment, workspace: Workspace, groups: Sequence[Group
         works = [Work.of(run.spec) for run in group.runs]
         if not known.issuperset(works):
             known.update(works)
-            _Dry(builder, group).into(past, machine, works)
+            Dry(builder, group).into(past, machine, works)
     past.images[content_hash(read_of(experiment.data))] = len(builder.source)
 
 
@@ -56,7 +56,7 @@ def _never(run: Run) -> None:
     raise AssertionError(f"{run.title} is not trained for a plan")
 
 
-class _Dry:
+class Dry:
     """A few steps of one group."""
 
     def __init__(self, builder: Builder, group: Group) -> None:
@@ -82,7 +82,7 @@ class _Dry:
         """Seconds of a step, of "teacher" and of each run; and why a run failed."""
         teacher = self._teacher(self.runs[0].teacher)
         with tempfile.TemporaryDirectory() as folder:
-            members = [self._member(run, teacher, Path(folder)) for run in self.runs]
+            members = [self.member(run, teacher, Path(folder)) for run in self.runs]
             steps = WARM + TIMED
             group = train.Group(members, teacher, self.training, steps, steps, self.device, log_steps=steps + 1)
             before: dict[str, float] = {}
@@ -90,7 +90,7 @@ class _Dry:
                 if step == WARM:
                     before = group.clock.totals()
                 if group.alive:
-                    group.train_step(self._batch(step))
+                    group.train_step(self.batch(step))
         seconds = {name: (s - before.get(name, 0.0)) / TIMED for name, s in group.clock.totals().items()}
         return seconds, {m.id: str(m.failure["reason"]) for m in members if m.failure is not None}
 
@@ -99,7 +99,8 @@ class _Dry:
         bare = {"pretrained": False, "checkpoint": None, "fit": Fit(training=Training(steps=1))}
         return self.builder.untrained_teacher(twin(spec).model_copy(update=bare))
 
-    def _member(self, run: Run, teacher: Vit, folder: Path) -> train.Member:
+    def member(self, run: Run, teacher: Vit, folder: Path) -> train.Member:
+        """A run's student and its method, which was shown noise."""
         student = self.builder.student(run)
         method = self.builder.method(run, student, teacher, calibrate=False)
         method.calibrate(_Noise(len(self.builder.source), self._images, teacher))
@@ -111,7 +112,8 @@ class _Dry:
         size = self.builder.data.image_size
         return torch.rand(count, 3, size, size, generator=draws).to(self.device)
 
-    def _batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
+        """Of noise, on the device."""
         count = self.training.batch_size
         labels = torch.arange(count, device=self.device) % self.builder.num_classes
         index = torch.arange(count, device=self.device) % len(self.builder.source)

@@ -24,8 +24,10 @@ from harness.builder import Builder
 from harness.config import Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
 from harness.distributed import RankLost, Ranks
+from harness.errors import UserError
 from harness.interrupts import Interrupted, Stop
-from harness.joint import agreed_batches
+from harness.joint import agreed_batches, elsewhere, in_words
+from harness.memory import give_back, halve
 from harness.pace import Pace
 from harness.progress import Console
 from harness.records import Cost, write_atomic
@@ -49,8 +51,11 @@ class GroupTraining:
         self.builder, self.console, self.environment, self.stop, self.ranks = builder, console, environment, stop, ranks
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
 
-    def train(self, group: Group, planned: str) -> list[str]:
+    def train(self, group: Group, planned: str) -> list[str] | None:
         """Train to the end, on all ranks at the same time; the ids of new students, which rank 0 has written.
+
+        None where the group is too large for the device's memory. That is noted then, and what is planned anew are
+        smaller groups, which go on from this one's last checkpoint.
 
         Args:
             planned: the group's id in the plan, of which some may have been finished since.
@@ -58,14 +63,33 @@ class GroupTraining:
         Raises:
             Interrupted: a signal asked to stop, and all is saved.
         """
+        try:
+            return self._train(group, planned)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split("\n")[0]
+        self.stop.saving = False
+        give_back(self.device)  # not before: the error held the whole group
+        if self.ranks.first:
+            halve(self.workspace, group, reason, self.console.say)
+        return None
+
+    def _train(self, group: Group, planned: str) -> list[str]:
         training, runtime = train_settings(group), self.experiment.runtime
-        with self.ranks.together():
+        with self.ranks.together(in_words, elsewhere(UserError)):
             teacher = self.builder.teacher(group.runs[0].teacher)
             members = [self._member(run, teacher) for run in group.runs]
             an_epoch = steps_an_epoch(len(self.builder.source), training.batch_size)
             steps = training.steps_of(an_epoch)
             trained = train.Group(
-                members, teacher, training, steps, an_epoch, self.device, runtime.log_steps, self.ranks
+                members,
+                teacher,
+                training,
+                steps,
+                an_epoch,
+                self.device,
+                runtime.log_steps,
+                self.ranks,
+                self.console.say,
             )
             path = self._begin(group, planned, trained) if self.ranks.first else None
         if not self._as_rank_0(trained, path is not None):
@@ -234,7 +258,7 @@ class GroupTraining:
             "head_trained": moved,
             "report": member.method.report(),
             "skipped_images": group.skipped,
-            "environment": self.environment,
+            "environment": self.environment | noticed(group),
         }
         found = self.builder.teacher_report(run.teacher)
         if found is not None:
@@ -264,6 +288,12 @@ def save_method(method: Method, path: Path) -> None:
         if key.split(".")[0] not in method.training_only
     }
     safetensors.torch.save_file(state, str(path))
+
+
+def noticed(group: train.Group) -> dict[str, Any]:
+    """What a training has to say of its environment: why blocks ran eagerly where torch.compile was asked for."""
+    failure = group.compiled.failure
+    return {} if failure is None else {"compile": f"failed, blocks ran eagerly: {failure}"}
 
 
 def train_settings(group: Group) -> Training:

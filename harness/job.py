@@ -19,6 +19,7 @@ from harness.distributed import ONE, Ranks
 from harness.environment import device_of, environment
 from harness.errors import UserError
 from harness.evaluation import Evaluation
+from harness.fitting import measure
 from harness.group_training import GroupTraining, TrainOrder, named, train_settings
 from harness.interrupts import Interrupted, Stop
 from harness.locks import Lock, holder
@@ -125,8 +126,10 @@ class Job:
 
     def _train_pending(self, runs: Sequence[Run]) -> bool:
         """Train every group that is free; True where others are still at work on some."""
-        busy = False
-        for group in groups(runs, self.workspace, self.experiment.runtime.max_group):
+        busy, max_group = False, self.experiment.runtime.max_group
+        if max_group == "auto" and self.ranks.alone:
+            measure(self.builder, runs, self.console)
+        for group in groups(runs, self.workspace, max_group):
             path = self.workspace.locks / f"train-{group.id}.lock"
             with Lock(path) as lock:
                 if not lock.acquire():
@@ -137,15 +140,20 @@ class Job:
                     continue
                 # Somebody may have finished it between the plan and the lock.
                 left = tuple(r for r in group.runs if not self.workspace.is_trained(r))
-                if left:
-                    self._train_group(Group(left), group.id)
-        return busy
+                if left and not self._train_group(Group(left), group.id):
+                    break
+        else:
+            return busy
+        return self._train_pending(runs)  # planned anew, in smaller groups
 
-    def _train_group(self, group: Group, planned: str) -> None:
+    def _train_group(self, group: Group, planned: str) -> bool:
+        """Whether it fitted into the device's memory."""
         self.ranks.part(train_settings(group).batch_size)
         self.builder.teacher(group.runs[0].teacher)  # it may have to be trained first, by all ranks too
         orders.tell(self.ranks, TrainOrder(tuple(run.id for run in group.runs), planned))
-        self.outcome.trained += self.training.train(group, planned)
+        new = self.training.train(group, planned)
+        self.outcome.trained += new or []
+        return new is not None
 
     def _fit(self, run: Run) -> None:
         """Train a teacher's own run, unless it is there already."""

@@ -16,6 +16,7 @@ from harness.identity import data_identity, model_identity, protocol_code, teach
 from harness.integrity import generations, read_json
 from harness.records import RunInfo, has_record, write_atomic
 from harness.seeds import content_hash
+from harness.sizes import largest
 from harness.specs import REPAIRS
 from harness.twins import twin
 
@@ -78,6 +79,7 @@ class Workspace:
     records/              <run id>.<task id>.json
     groups/<group id>/    group.json, checkpoint.pt and checkpoint.previous.pt of trainings under way
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
+    sizes/                <hash>.json: how many students fit on a device, `harness.sizes`
     jobs/                 what was submitted: `harness.dispatch.ledger`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """
@@ -87,7 +89,7 @@ class Workspace:
         self.students, self.records, self.groups = self.root / "students", self.root / "records", self.root / "groups"
         self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
         self.protocols, self.data = self.root / "protocols", self.root / "data"
-        self.teachers, self.jobs = self.root / "teachers", self.root / "jobs"
+        self.teachers, self.jobs, self.sizes = self.root / "teachers", self.root / "jobs", self.root / "sizes"
 
     def student(self, run_id: str) -> Path:
         return self.students / run_id
@@ -312,23 +314,28 @@ def task_runs(experiment: Experiment) -> list[TaskRun]:
     return found
 
 
-def groups(runs: Iterable[Run], workspace: Workspace, max_group: int) -> list[Group]:
-    """What is still to be trained, in groups of at most `max_group` that share a teacher.
+def groups(runs: Iterable[Run], workspace: Workspace, max_group: int | Literal["auto"]) -> list[Group]:
+    """What is still to be trained, in groups of at most `max_group` that share a teacher, or fewer where it is noted
+    that no more fit.
 
-    Trainings under way keep their company, since their checkpoint holds them at one step.
+    Trainings under way keep their company while they fit, since their checkpoint holds them at one step.
     """
     waiting = {run.id: run for run in runs if not workspace.is_trained(run) and workspace.failure(run.id) is None}
     found: list[Group] = []
     for members in _under_way(workspace):
-        mine = tuple(waiting.pop(i) for i in members if i in waiting)
+        mine = [waiting.pop(i) for i in members if i in waiting]
         if mine:
-            found.append(Group(mine))
+            found += _cut(mine, largest(workspace.sizes, mine[0].spec, len(mine)))
     fresh: dict[str, list[Run]] = {}
     for run in waiting.values():
         fresh.setdefault(run.shared, []).append(run)
     for together in fresh.values():
-        found += [Group(tuple(together[i : i + max_group])) for i in range(0, len(together), max_group)]
+        found += _cut(together, largest(workspace.sizes, together[0].spec, max_group))
     return found
+
+
+def _cut(together: Sequence[Run], size: int) -> list[Group]:
+    return [Group(tuple(together[i : i + size])) for i in range(0, len(together), size)]
 
 
 def _under_way(workspace: Workspace) -> list[list[str]]:

@@ -304,12 +304,21 @@ class TaskSpec(Strict):
         return self.label or self.task
 
 
+def _is_group_size(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"must be a whole number greater than 0, or auto, not {value!r}")
+    return value
+
+
+GroupSize = Annotated[int | Literal["auto"], BeforeValidator(_is_group_size)]
+
+
 class Runtime(Strict):
     """How, where and how safely it runs. None of it changes a result, so none is part of an identity."""
 
     device: str = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 2
-    max_group: Annotated[int, Field(gt=0)] = 8  # students that share one teacher pass
+    max_group: GroupSize = 8  # students that share one teacher pass; auto: as many as a GPU is measured to hold
     checkpoint_steps: Annotated[int, Field(gt=0)] = 500
     checkpoint_minutes: Positive = 10.0
     log_steps: Annotated[int, Field(gt=0)] = 20

@@ -14,6 +14,12 @@ from tabulate import tabulate
 from leaderboard.markup import escape_latex, escape_markdown
 
 LONGEST_HEAD = 12  # characters to a line of a plain column's head, where it can be broken and its numbers are shorter
+_PREAMBLE = (
+    r"% Needs \usepackage{booktabs}. With \usepackage{siunitx} that sets the numbers; without, the first line does.",
+    r"\providecommand{\num}[2][]{\ensuremath{#2}}",
+    r"\providecommand{\firstbest}[1]{\textbf{\boldmath\num[detect-all]{#1}}}",
+    r"\providecommand{\secondbest}[1]{\underline{\num{#1}}}",
+)
 
 
 class Head(NamedTuple):
@@ -82,8 +88,7 @@ def _markdown_page(heading: str, sheet: Sheet, lines: Sequence[str], width: int 
 
 
 def _plain_page(heading: str, sheet: Sheet, lines: Sequence[str], width: int | None) -> str:
-    wide = [max(map(len, column), default=0) for column in sheet.columns]
-    heads = [_stacked(head, width) for head, width in zip(sheet.heads, wide, strict=True)]
+    heads = [_stacked(head, column) for head, column in zip(sheet.heads, sheet.columns, strict=True)]
     tables = []
     for numbers in _blocks(sheet, heads, width):
         deep = max(len(heads[j]) for j in numbers)
@@ -99,9 +104,9 @@ def _plain_page(heading: str, sheet: Sheet, lines: Sequence[str], width: int | N
     return "\n\n".join([heading, *tables, _list(lines, width)])
 
 
-def _stacked(head: Head, width: int) -> list[str]:
+def _stacked(head: Head, column: Sequence[str]) -> list[str]:
     """A head in lines that are no wider than its numbers, or than can be read."""
-    wide = max(width, LONGEST_HEAD)
+    wide = max(LONGEST_HEAD, *map(len, column))
     return [line for part in head if part for line in _broken(part, wide)]
 
 
@@ -120,7 +125,7 @@ def _blocks(sheet: Sheet, heads: Sequence[Sequence[str]], width: int | None) -> 
     Costs begin a table of their own unless all fit into one.
     """
     pairs = zip(heads, sheet.columns, strict=True)
-    wide = [max(map(len, [*head, *column]), default=0) for head, column in pairs]
+    wide = [max(map(len, [*head, *column])) for head, column in pairs]
     if width is None or sum(wide) + 2 * (len(wide) - 1) <= width:
         return [list(range(len(wide)))]
     blocks: list[list[int]] = [[0]]
@@ -158,14 +163,6 @@ def _latex_page(heading: str, sheet: Sheet, lines: Sequence[str], width: int | N
             r"\end{table}",
         ]
     )
-
-
-_PREAMBLE = (
-    r"% Needs \usepackage{booktabs}. With \usepackage{siunitx} that sets the numbers; without, the first line does.",
-    r"\providecommand{\num}[2][]{\ensuremath{#2}}",
-    r"\providecommand{\firstbest}[1]{\textbf{\boldmath\num[detect-all]{#1}}}",
-    r"\providecommand{\secondbest}[1]{\underline{\num{#1}}}",
-)
 
 
 def _latex_over(heads: Sequence[Head]) -> list[str]:

@@ -113,7 +113,7 @@ def _table_1(records: Sequence[Record], parts: dict[str, Part]) -> list[Record]:
             "task": paper.title,
             "task_id": paper.key,
             "task_kind": paper.kind,
-            "metrics": {paper.metric: MetricInfo(unit=paper.unit, direction=paper.direction)},  # type: ignore[arg-type]
+            "metrics": {paper.metric: MetricInfo(unit=paper.unit, direction=paper.direction)},
             "values": {paper.metric: math.fsum(numbers) / len(numbers)},
             "protocol": {},
         }

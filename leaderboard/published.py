@@ -12,6 +12,7 @@ import functools
 import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from harness.errors import UserError
 from leaderboard.board import Cell, Column, Costs, Row, Section
@@ -30,7 +31,7 @@ class PaperColumn:
     metric: str
     data: tuple[str, ...]
     unit: str = "fraction"
-    direction: str = "up"
+    direction: Literal["up", "down"] = "up"
     decimals: int = 2
 
     def fits(self, kind: str, metric: str, data: str) -> str | None:
@@ -59,6 +60,7 @@ COLUMNS = (
         ("fgvc_aircraft", "oxford_pets", "food101", "flowers102"),
     ),
 )
+_WEIGHTS = (".augreg_in21k_ft_in1k", ".fb_in1k")  # timm's tags of the publication's teachers; others are other models
 # A student of the publication that timm does not name -> as it is called in configs/paper/ and so in records.
 _BUILT = {"deit3_tiny_patch16_224": "deit3_small_patch16_224 width=192 heads=3"}
 
@@ -91,12 +93,13 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def model(title: str) -> str:
-    """A model's title in records as the publication calls it: without timm's tag of weights.
+    """A model's title in records as the publication calls it: without timm's tag of its weights.
 
     >>> model("vit_large_patch16_224.augreg_in21k_ft_in1k")
     'vit_large_patch16_224'
     """
-    bare = re.sub(r"\.\w+", "", title, count=1)
+    tag = next((tag for tag in _WEIGHTS if title.endswith(tag)), "")
+    bare = title.removesuffix(tag)
     return next((name for name, built in _BUILT.items() if built == bare), bare)
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tables import L, T, on, pairs
+from tables import L, T, on, pairs, paper
 from test_cli import call, measure, refused, started, workspace
 from test_leaderboard import record, seeds
 
@@ -155,3 +156,17 @@ def test_a_chart_of_reported_rows_draws_only_what_was_measured(call, tmp_path, m
     written(mine, [record("singer", 0, 0.5, teacher=L, student=T)])
     code, _, err = call("table", mine, "--reported", "--tasks", "imagenet-1k", "--chart", tmp_path / "c.png")
     assert (code, err) == (0, "") and drawn["labels"] == ["singer"]
+
+
+def documented() -> list[str]:
+    text = (Path(__file__).parents[1] / "docs" / "tables.md").read_text()
+    return [line for line in text.split("\n") if line.startswith("singer-bench table WORKSPACE")]
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documented_commands_work_as_they_stand(call, tmp_path, monkeypatch, line):
+    assert len(documented()) > 10
+    place = written(tmp_path / "WORKSPACE", paper())
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(*shlex.split(line)[1:])
+    assert code == 0 and (out or (tmp_path / "table.tex").is_file()) and place.is_dir()

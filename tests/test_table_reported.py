@@ -61,6 +61,7 @@ def test_the_published_rows_come_with_the_package_and_their_source():
         ("deit3_small_patch16_224 width=192 heads=3", "deit3_tiny_patch16_224"),
         ("deit3_small_patch16_224.fb_in1k", "deit3_small_patch16_224"),
         ("ViT 96x6", "ViT 96x6"),
+        ("vit_large_patch16_224.mae", "vit_large_patch16_224.mae"),  # other weights are another model
     ],
 )
 def test_models_are_found_by_what_records_call_them(title, name):

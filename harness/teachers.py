@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.api import Vit
 from harness.errors import UserError
+from harness.integrity import NOT_ITS_OWN, digest
 from harness.models import TimmVit
 from harness.norms import outlier_share, over_median, token_norms
 from harness.records import write_atomic
@@ -81,9 +82,10 @@ def _found_now(teacher: TimmVit, spec: TeacherSpec, images: Images, folder: Path
         kept |= statistics
         vit = _apply(vit, name, spec, found, {key: value.to(device) for key, value in statistics.items()})
         stages.append({"repair": name, "found": found, **_figures(list(_looks(vit, images)), before)})
+    report: dict[str, Any] = {"images": sum(len(look.norms[0]) for look in before), "stages": stages}
     if kept:
         _write_tensors(folder / "statistics.safetensors", kept)
-    report = {"images": sum(len(look.norms[0]) for look in before), "stages": stages}
+        report["statistics_sha256"] = digest(folder / "statistics.safetensors")
     write_atomic(folder / "report.json", json.dumps(report, indent=2))  # last: it says that all of it is there
     return vit
 
@@ -205,6 +207,8 @@ def _read(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]
     try:
         report = json.loads((folder / "report.json").read_text())
         path = folder / "statistics.safetensors"
+        if "statistics_sha256" in report and digest(path) != report["statistics_sha256"]:
+            raise ValueError(f"{path.name}: {NOT_ITS_OWN}")
         return report, load_file(str(path), device=device) if path.is_file() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(

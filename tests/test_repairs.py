@@ -479,3 +479,14 @@ def test_random_places_tell_nothing_of_the_norm_and_planting_stays_exact():
     assert 0.3 < rank[marked].mean() < 0.7  # the smallest would have .04
     small = planted(20.0, "smallest")[0]
     assert not torch.equal(small.tokens[1], dirty.tokens[1])
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x7f")]
+)
+def test_damaged_statistics_are_told_and_never_used(harm, tmp_path):
+    asked = spec(standardise={"kind": "channel", "images": 4})
+    repaired(build_teacher(MODEL, 32), asked, images, tmp_path)
+    harm(tmp_path / "statistics.safetensors")
+    with pytest.raises(UserError, match=r"is damaged: .*statistics\.safetensors.*; remove it"):
+        repaired(build_teacher(MODEL, 32), asked, images, tmp_path)

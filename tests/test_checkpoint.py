@@ -37,6 +37,11 @@ def cut(path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
 
 
+def places(size: int) -> list[int]:
+    """Some throughout a file, and all of its end, where the archive's last record and the checksum are."""
+    return [*range(0, size - 150, 9), *range(size - 150, size)]
+
+
 def test_what_was_saved_is_loaded_and_any_reader_of_torchs_files_reads_it(path):
     saved(path, 3)
     found = checkpoint.load(path)
@@ -51,9 +56,9 @@ def test_the_generation_before_is_kept_and_no_more(path):
     assert checkpoint.load(previous(path))["step"] == 2
 
 
-def test_every_flipped_bit_is_noticed(path):
+def test_a_flipped_bit_anywhere_is_noticed(path):
     saved(path, 1)
-    for place in range(path.stat().st_size):
+    for place in places(path.stat().st_size):
         flip(path, place)
         with pytest.raises(Damaged):
             checkpoint._read(path)
@@ -61,10 +66,10 @@ def test_every_flipped_bit_is_noticed(path):
     checkpoint._read(path)
 
 
-def test_every_truncation_but_that_of_the_whole_checksum_is_noticed(path):
+def test_any_truncation_but_that_of_the_whole_checksum_is_noticed(path):
     saved(path, 1)
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    for length in places(len(whole)):
         path.write_bytes(whole[:length])
         if length == len(whole) - integrity.TRAILER:
             assert checkpoint._read(path)["step"] == 1  # nothing is missing of what it is of

@@ -64,7 +64,7 @@ def submit(
     from harness.dispatch import submit as dispatch
     from harness.progress import Console
 
-    where = dispatch.raise_if_unknown(cluster)
+    where = dispatch.cluster_named(cluster)
     changes = {name: value for name, value in given.items() if value is not None}
     experiment = load(config, settings or (), [str(p) for p in plugin or ()], changes)
     place, console = workspace_of(experiment, workspace), Console(quiet)

@@ -152,12 +152,11 @@ def _as_published(section: Section) -> Section:
         [row for row, _ in reported], [[Cell(values[c.key], None, 1) for c in COLUMNS] for _, values in reported]
     )
 
-    def place(i: int) -> tuple[int, int, bool]:
+    def place(i: int) -> int:
         row = whole.rows[i]
-        known = ORDER.index(row.method) if row.method in ORDER else len(ORDER)
-        return known + (row.kind == "untrained"), 0 if known < len(ORDER) else i, row.origin == "reported"
+        return ORDER.index(row.method) if row.method in ORDER else len(ORDER) + (row.kind == "untrained")
 
-    return whole.in_order(sorted(range(len(whole.rows)), key=place))
+    return whole.in_order(sorted(range(len(whole.rows)), key=place))  # of one method the measured ones stay in front
 
 
 def _notes(every: Sequence[Record], mine: Sequence[Record], parts: dict[str, Part]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Jobs that do what they are told in a moment, without torch, for the tests of the queue.
 
 `resources["what"]` says what: "end", "hold" (until the file LET/<unit id> is there, or a signal asks to stop),
-"ignore" (the same, deaf to SIGTERM), "raise", "die" (killed at once).
+"ignore" (the same, deaf to SIGTERM), "raise", "die" (killed at once), "lose" (one of two ranks is killed).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class FakeWork:
         self._note(f"begin {os.getpid()} {seen}")
         if self.what == "raise":
             raise ValueError("the data are gone")
+        if self.what == "lose":
+            self._lose_a_rank()
         if self.what == "die":
             print("about to be killed", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -45,6 +47,15 @@ class FakeWork:
                 Path(self.root, "students", run).mkdir(parents=True)
         self._note("end")
         self.ledger.write_end(self.unit.id, self.attempt, End("done", now()))
+
+    def _lose_a_rank(self) -> None:
+        gone = Path(self.root, "gone")
+        if os.environ["SUBMITIT_LOCAL_GLOBALID"] == "1":
+            gone.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not gone.exists():
+            time.sleep(0.02)
+        raise RuntimeError("another rank is gone")
 
     def checkpoint(self):
         from submitit.helpers import DelayedSubmission

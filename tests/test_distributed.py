@@ -17,7 +17,7 @@ from experiments import same, students, tiny
 from ranks import free_port, on_ranks, results, start
 from torch import Tensor, nn
 
-from harness import orders
+from harness import evaluation, orders
 from harness.api import Batch, Method
 from harness.catalogue import catalogue
 from harness.config import Training
@@ -25,6 +25,7 @@ from harness.distributed import ONE, Ranks, joined
 from harness.errors import UserError
 from harness.interrupts import Interrupted
 from harness.job import Job
+from harness.joint import agreed_batches
 from harness.progress import Console
 from harness.records import read_records
 from harness.registry import build_method, load
@@ -187,6 +188,33 @@ def test_a_part_that_is_trained_later_is_averaged_from_then_on(tmp_path):
         assert deviation(before, after, two[0][name][1]) < TOLERANCE, name
 
 
+def test_the_first_step_tells_which_gradients_are_averaged_while_they_are_computed(tmp_path):
+    """What nobody trains (the head, the second module at first) is not waited for."""
+
+    def work(ranks: Ranks) -> tuple[bool, list[set[str]]]:
+        group = group_of({"waking": Waking}, tmp_path, ranks)
+        way, averaged = group.members[0].way, []
+        for step in range(STEPS):
+            group.train_step(batch(step, ranks))
+            averaged.append(set(way.averaged))
+        return isinstance(way.averaging, torch.nn.parallel.DistributedDataParallel), averaged
+
+    for parallel, (first, *_, last) in on_ranks(work):
+        assert parallel and "student.patch_embed.proj.weight" in first
+        assert "first.weight" in first and last - first == {"second.weight", "second.bias"}
+        assert not {name for name in last if name.startswith(("student.head", "student.norm"))}
+
+
+def test_what_differs_between_the_parts_of_a_batch_is_agreed_on(tmp_path):
+    def work(ranks: Ranks) -> list[tuple[bool, int]]:
+        whole = batch(0)
+        unlabelled = Batch(whole.images, None, whole.index)
+        parts = [(whole, 0), (whole, 1 + ranks.rank), (unlabelled if ranks.rank else whole, 0)]
+        return [(part.labels is None, skipped) for part, skipped in agreed_batches(iter(parts), ranks)]
+
+    assert on_ranks(work) == [[(False, 0), (False, 3), (True, 0)]] * 2
+
+
 def test_a_part_that_is_trained_no_longer_is_a_failure_in_words(tmp_path):
     two = on_ranks(lambda ranks: trained({"falling_asleep": FallingAsleep, "fitnet": {}}, tmp_path, ranks))
     for found in two:
@@ -336,7 +364,18 @@ def alone(tmp_path_factory):
 def together(alone, tmp_path_factory):
     """The same on two ranks."""
     folder = tmp_path_factory.mktemp("together")
-    outcomes = on_ranks(in_job(alone[0], folder / "workspace"))
+
+    def noted(ranks: Ranks) -> None:
+        """Leaves a file where a rank encodes for another."""
+        encode = evaluation.encode
+
+        def noting(*given) -> None:
+            (folder / f"rank {ranks.rank} encodes").touch()
+            encode(*given)
+
+        evaluation.encode = noting
+
+    outcomes = on_ranks(in_job(alone[0], folder / "workspace", noted))
     return outcomes, folder / "workspace"
 
 
@@ -373,7 +412,7 @@ def test_features_that_ranks_share_have_the_bits_of_one(alone, together):
     """The untrained student and the teacher are the same models in both workspaces."""
     files = {path.relative_to(alone[1]): path for path in alone[1].glob("features/*/*.npy")}
     there = {name: together[1] / name for name in files if (together[1] / name).is_file()}
-    assert len(there) >= 4
+    assert len(there) >= 4 and (together[1].parent / "rank 1 encodes").exists()
     assert all(files[name].read_bytes() == path.read_bytes() for name, path in there.items())
 
 
@@ -517,7 +556,8 @@ def test_a_broken_image_on_one_rank_is_everybodys_error(tmp_path):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_on_all_ranks_before_anything_starts(tmp_path):
-    experiment = tiny(tmp_path, training={"batch_size": 9})
+    fit = {"fit": {"training": {"steps": 4, "batch_size": 8}}}
+    experiment = tiny(tmp_path, training={"batch_size": 9}, teacher=fit)
     found = results(start(in_job(experiment, tmp_path / "workspace")))
     assert [type(one) for one in found] == [UserError] * 2
     assert "training.batch_size is 9" in str(found[0]) and "8 or 10" in str(found[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -424,3 +426,14 @@ def test_a_student_that_was_never_measured_tells_too(tmp_path):
     past = Past()
     add_past(past, tmp_path / "w", experiment.data)
     assert [step.own_s for step in past.steps] == [2.0]
+
+
+def test_the_benchmark_of_plans_runs_to_its_end(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    program = importlib.import_module("plan")
+    for name in ("ROWS", "ROUNDS"):
+        monkeypatch.setattr(program, name, 1)
+    monkeypatch.setattr(sys, "argv", ["plan.py", "--quick"])
+    program.main()
+    told = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"ratio: \d+\.\d+ \(goal <= 1\.00\)", told[-1]) and len(told) == 7

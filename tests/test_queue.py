@@ -15,11 +15,13 @@ import fake_jobs
 import pytest
 from fake_jobs import FakeWork
 
+from harness import cli
 from harness.dispatch import local, processes, queue, server
 from harness.dispatch.inventory import Gpu, Inventory
 from harness.dispatch.ledger import Entry, Ledger, Unit
 from harness.dispatch.server import Server
 from harness.errors import UserError
+from harness.interrupts import Interrupted
 from harness.locks import Lock
 from harness.progress import Console
 from harness.runs import Workspace
@@ -213,6 +215,14 @@ def test_a_killed_job_goes_on_so_often_and_no_oftener(place, monkeypatch):
     finish(place.server())
     assert place.state(unit) == "failed" and place.entry(unit).reason.startswith("started again 1 times; ")
     assert place.begun(unit, 2) and not place.begun(unit, 3)
+
+
+def test_an_error_for_want_of_a_killed_rank_is_no_error_of_the_job(place):
+    unit = place.add("a", "lose", ranks=2, requeues=0)
+    finish(place.server())
+    reason = place.entry(unit).reason
+    assert reason.startswith("started again 0 times; its processes ended without a word"), reason
+    assert reason.endswith("RuntimeError: another rank is gone")
 
 
 def test_what_asks_for_more_than_there_is_stays_queued_and_holds_nobody_up(place):
@@ -528,8 +538,20 @@ def test_with_nothing_queued_no_server_is_started(place):
     assert place.said.lines == [] and not (place.workspace.jobs / "queue.log").exists()
 
 
-def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
-    """Real trainings on CPU slots, served apart; one job is killed in the middle and goes on at its checkpoint."""
+def test_what_is_submitted_keeps_its_order(tmp_path):
+    from experiments import tiny
+
+    from harness.dispatch.submit import submit
+
+    experiment = tiny(tmp_path, seeds=[0, 1, 2], tasks=["artifacts"])
+    workspace = Workspace(tmp_path / "workspace")
+    entries = submit(experiment, workspace, "local", Said(), preflight=False)
+    assert [entry.unit.kind for entry in entries] == ["train"] * 3 + ["evaluate"] * 9
+    assert list(Ledger(workspace).entries()) == [entry.unit.id for entry in entries]
+
+
+def test_a_student_is_that_of_a_plain_run_though_its_job_was_killed(tmp_path):
+    """A real training and its evaluation, served apart; the job is killed and goes on at its checkpoint."""
     from experiments import run, same, students, tiny
 
     from harness.dispatch.submit import submit
@@ -537,7 +559,6 @@ def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
 
     changes = {
         "methods": ["fitnet"],
-        "seeds": [0, 1],
         "tasks": ["artifacts"],
         "training": {"steps": 150},
         "runtime": {"checkpoint_steps": 5, "log_steps": 50},
@@ -545,25 +566,21 @@ def test_students_are_those_of_a_plain_run_though_a_job_was_killed(tmp_path):
     experiment, said = tiny(tmp_path, **changes), Said()
     run(experiment, tmp_path / "plain")
     workspace = Workspace(tmp_path / "queued")
-    units = [entry.unit for entry in submit(experiment, workspace, "local", said, preflight=False)]
-    assert [unit.kind for unit in units] == ["train", "train", "evaluate", "evaluate"]
-    queue.serve(workspace, said, wait=False, slots=2)
+    train, evaluate = (e.unit.id for e in submit(experiment, workspace, "local", said, preflight=False))
+    queue.serve(workspace, said, wait=False, slots=1)
     assert "serves the queue" in said.lines[-1]
     ledger = Ledger(workspace)
-    assert list(ledger.entries()) == [unit.id for unit in units], "the order in which they can begin is kept"
     until(lambda: list(workspace.groups.glob("*/checkpoint.pt")))
-    group = next(workspace.groups.glob("*/checkpoint.pt")).parent.name
-    victim = ledger.entries()[f"train-{group}"]
-    local.kill(workspace, victim)
+    local.kill(workspace, ledger.entries()[train])
     queue.serve(workspace, said, wait=True)
     entries = ledger.entries()
-    assert {entry.state for entry in entries.values()} == {"done"}, said.text
-    assert entries[victim.unit.id].restarts == 1
+    assert (entries[train].state, entries[evaluate].state) == ("done", "done"), said.text
+    assert entries[train].restarts == 1
     expected, found = students(experiment, tmp_path / "plain"), students(experiment, workspace.root)
     assert all(same(found[title], weights) for title, weights in expected.items())
-    records, problems = read_records(workspace.records)
-    assert [r.values for r in records] == [r.values for r in read_records(tmp_path / "plain" / "records")[0]]
-    assert len(records) == 2 and not problems
+    (record,), _ = read_records(workspace.records)
+    (plain,), _ = read_records(tmp_path / "plain" / "records")
+    assert record.values == plain.values
 
 
 def test_a_job_that_is_still_being_built_can_be_asked_to_stop(place, monkeypatch):
@@ -582,3 +599,38 @@ def test_a_job_that_is_still_being_built_can_be_asked_to_stop(place, monkeypatch
     assert ended.value.code == 128 + signal.SIGTERM
     end = ledger.end(entry)
     assert end is not None and (end.outcome, end.reason) == ("stopped", "stopped by SIGTERM")
+
+
+def test_the_command_passes_its_options_on_and_ends_with_130_when_it_was_stopped(place, monkeypatch, capsys):
+    asked = {}
+
+    def stopped(workspace, console, **how):
+        asked.update(how, root=workspace.root)
+        raise Interrupted("SIGINT")
+
+    monkeypatch.setattr(queue, "serve", stopped)
+    root = place.workspace.root
+    monkeypatch.setattr(sys, "argv", ["singer-bench", "queue", str(root), "--gpus", "0,1", "--slots", "4"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and "stopped by SIGINT" in capsys.readouterr().err
+    assert asked == {"root": root, "wait": True, "gpus": "0,1", "slots": 4}
+
+
+def test_a_rank_that_lost_another_one_does_not_call_that_a_failure(place, monkeypatch):
+    from harness.distributed import RankLost
+
+    def lost(self):
+        raise RankLost("rank 0 of 2 has lost another one")
+
+    entry = place.entry(place.add("a"))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setattr(queue.Work, "_same_code", lambda self: None)
+    monkeypatch.setattr(queue.Work, "_job", lost)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RankLost):
+            queue.Work.of(place.workspace, entry)()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert place.ledger.end(entry) is None

@@ -188,6 +188,15 @@ def test_the_workspace_is_believed_before_slurm(experiment, workspace, seen):
     assert told["train", "none seed 1"] == "failed"
 
 
+def test_a_lock_that_a_dead_process_left_is_nobody_at_work(experiment, workspace):
+    with training(workspace, student_runs(experiment)) as lock:
+        assert lock.acquire()
+        held = json.loads(lock.path.read_text())
+        assert states(workspace)["train", "none seed 0"] == "running"
+        lock.path.write_text(json.dumps({**held, "started": "1"}))
+        assert states(workspace)["train", "none seed 0"] == "pending"
+
+
 def test_an_evaluation_stands_where_its_own_job_does(experiment, workspace, seen):
     runs = student_runs(experiment)
     entries = submitted(experiment, workspace)

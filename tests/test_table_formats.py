@@ -22,7 +22,7 @@ from harness.errors import UserError
 from leaderboard.board import Leaderboard
 from leaderboard.drafts import Asked
 from leaderboard.labels import DASH, clean
-from leaderboard.markup import _LATEX, escape_csv, escape_latex, escape_markdown
+from leaderboard.markup import _LATEX, MARKUPS, Piece, escape_csv, escape_latex, escape_markdown
 from leaderboard.numbers import number_format, three_digits
 from leaderboard.render import FORMATS, render
 from leaderboard.table import rows_and_columns
@@ -143,7 +143,7 @@ def test_plain_text_is_no_wider_than_asked_and_loses_nothing(width: int) -> None
 def test_costs_begin_a_table_of_their_own_where_the_line_is_too_short_for_all() -> None:
     text = render(boards()["pair"], "plain", 85)
     first, second = re.findall(r"^method.*$", text, re.MULTILINE)
-    assert "rank" in first and "GB" not in first and "GB" in second and "seeds" not in second
+    assert first.endswith("rank") and "rank" in first and "GB" not in first and "GB" in second and "seeds" not in second
 
 
 def test_digits_stand_above_digits_in_plain_text() -> None:
@@ -307,6 +307,30 @@ def test_what_was_written_can_be_read_back(grid: list[tuple[str, list[float], li
 
 
 # ---- LaTeX by a real TeX
+
+
+@pytest.mark.parametrize(
+    ("mean", "shown"),
+    [
+        ("72.0", r"\num{72.0}"),
+        ("-0.5", r"\num{-0.5}"),
+        ("+0.5", r"$+$\num{0.5}"),
+        ("<0.01", r"\num{<0.01}"),
+        ("-1.50e-07", r"\num{-1.50}$\times10^{-7}$"),
+        ("1.50e+100", r"\num{1.50}$\times10^{100}$"),
+        ("[70.59]", "{[}70.59{]}"),
+        ("failed", "failed"),
+        (DASH, "--"),
+    ],
+)
+def test_numbers_in_latex_are_siunitxs_and_look_the_same_without_it(mean: str, shown: str) -> None:
+    assert MARKUPS["latex"].cells([Piece(mean)]) == [shown]
+    marked = MARKUPS["latex"].cells([Piece("72.0", "best", "1.4", "(2 of 3)"), Piece("71.0", "second")])
+    assert marked == [r"\firstbest{72.0} $\pm$ \num{1.4} (2 of 3)", r"\secondbest{71.0}"]
+
+
+def test_a_row_of_latex_begins_with_no_argument_of_the_line_before() -> None:
+    assert [escape_latex(name) for name in ("[5pt]", "*")] == ["{[}5pt{]}", "{*}"]
 
 
 def compiled(tmp_path: Path, body: str, packages: str) -> subprocess.CompletedProcess[bytes]:

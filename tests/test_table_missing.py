@@ -66,6 +66,11 @@ def test_seeds_that_were_asked_for_and_gave_nothing_are_counted():
     assert table(pair(), asked=whole)["singer"][0] == "3"
 
 
+def test_a_seed_that_failed_belongs_to_its_row_though_no_other_seed_was_asked_for():
+    found = {row.label: (row.asked, row.failures) for row in only(rows_and_columns(pair(), asked=asked()[1:2])).rows}
+    assert found["crd"] == (1, (Failure(3, "at step 9: out of memory"),)) and len(found) == 6
+
+
 def test_a_row_that_failed_is_neither_ranked_nor_marked_and_moves_nobody():
     ranks = {row.label: row.average_rank for row in only(rows_and_columns(pair())).rows}
     assert {row.label: row.average_rank for row in board().rows} == {**ranks, "vitkd": None}

@@ -127,6 +127,19 @@ def test_decimals_are_those_of_the_measured_numbers():
     assert "61.5  ± 0.7" in line and "1.02  ± 0.01" in line
 
 
+def test_a_reported_number_decides_no_digits():
+    records = on("nyuv2", "depth", "rmse", "singer", 101.2, 102.4)
+    text = render(rows_and_columns(records, reported=True), "plain").split("\n")
+    assert [line.split()[-1] for line in text if line.startswith(("singer (", "fitnet ("))] == ["[1]", "[1]"]
+    assert any(line.startswith("singer") and "102 ± 1" in line for line in text)
+
+
+def test_another_student_of_a_published_teacher_has_no_reported_rows():
+    records = on("imagenet-1k", "classification", "top1", "singer", 0.7, student="ViT 96x6")
+    with pytest.raises(UserError, match="no published number"):
+        rows_and_columns(records, reported=True)
+
+
 def test_where_nothing_was_published_that_is_said_with_what_was():
     with pytest.raises(
         UserError, match=r"--reported: no published number .*vit_large_patch16_224 to vit_tiny_patch16_224"

@@ -43,9 +43,8 @@ def start(workspace: Workspace, entry: Entry, placed: Placed, work: Callable[[],
     """Start the job of an entry that has its folder; the entry with its process. Raises UserError if it cannot be."""
     asked = entry.resources
     folder = absolute(workspace, entry)
-    ranks = asked.get("ranks") or len(placed.gpus) or 1
     parameters = {
-        "tasks_per_node": ranks,
+        "tasks_per_node": _ranks(entry),
         "gpus_per_node": len(placed.gpus),
         "visible_gpus": placed.gpus,
         "timeout_min": asked.get("minutes") or NO_LIMIT_MIN,
@@ -94,8 +93,12 @@ def kill(workspace: Workspace, entry: Entry) -> None:
 
 
 def raised(workspace: Workspace, entry: Entry) -> bool:
-    """Whether submitit noted how the job ended, which it does not for one whose processes were killed."""
-    return any(absolute(workspace, entry).glob("*_result.pkl"))
+    """Whether submitit noted how every rank ended, which it does not for one that was killed."""
+    return len(list(absolute(workspace, entry).glob("*_result.pkl"))) >= _ranks(entry)
+
+
+def _ranks(entry: Entry) -> int:
+    return entry.resources.get("ranks") or len(entry.gpus) or 1
 
 
 def last_lines(workspace: Workspace, entry: Entry, count: int) -> list[str]:

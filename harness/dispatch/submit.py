@@ -18,7 +18,7 @@ from harness.dispatch.resources import for_slurm, for_this_machine
 from harness.dispatch.slurm_programs import SlurmError, ask, cluster
 from harness.dispatch.states import Standing, standings
 from harness.dispatch.units import plan
-from harness.errors import ConfigError, UserError
+from harness.errors import ConfigError, UserError, unknown
 from harness.locks import Lock, holder
 from harness.progress import Console
 from harness.results import remember
@@ -53,6 +53,13 @@ class Look:
     units: tuple[Unit, ...]
     failed: tuple[Unit, ...]
     elsewhere: tuple[Unit, ...]
+
+
+def cluster_named(name: str) -> Cluster:
+    """The kind of cluster that is meant. Raises UserError where there is no such kind."""
+    if name not in ("slurm", "local"):
+        raise UserError(unknown("cluster", name, ("slurm", "local")))
+    return name  # type: ignore[return-value]
 
 
 def door(experiment: Experiment, where: Cluster) -> Door:
@@ -264,12 +271,3 @@ def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str
         lines.append(f"would submit: {_described(array)}{bound}")
         lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
     return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])
-
-
-def raise_if_unknown(where: str) -> Cluster:
-    """The cluster that --cluster names. Raises UserError where there is no such kind."""
-    from harness.errors import unknown
-
-    if where not in ("slurm", "local"):
-        raise UserError(unknown("cluster", where, ("slurm", "local")))
-    return where  # type: ignore[return-value]

@@ -65,6 +65,8 @@ class Work:
             self._out_of_time(error)
             raise
         except Exception as error:
+            if _is_about_another_rank(error):
+                raise  # which may have been killed: no error that would come again
             self._end("failed", " ".join(str(error).split()) or type(error).__name__)
             raise
         else:
@@ -137,6 +139,12 @@ class Work:
 
     def _ledger(self) -> Ledger:
         return Ledger(Workspace(self.workspace))
+
+
+def _is_about_another_rank(error: Exception) -> bool:
+    from harness.distributed import RankLost
+
+    return isinstance(error, RankLost)
 
 
 def _heed_sigterm() -> None:

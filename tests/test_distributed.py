@@ -327,10 +327,10 @@ def test_the_students_draws_differ_between_ranks_and_those_of_the_losses_do_not(
 def test_a_rank_that_does_not_answer_is_an_error_after_the_time_limit(tmp_path):
     def work(ranks: Ranks) -> None:
         if ranks.rank == 1:
-            time.sleep(6)
+            time.sleep(3)
         ranks.any(True)
 
-    found = results(start(work, timeout_s=2.0))
+    found = results(start(work, timeout_s=1.0))
     assert isinstance(found[0], UserError) and "rank 0 of 2 has lost another one" in str(found[0])
 
 

@@ -14,6 +14,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import faults
 from lives import ASKED, SIGNALS, STEPS, Trial, experiment, images, results
 
 KILLS = 30
@@ -67,3 +68,15 @@ def test_work_done_again_is_counted_from_the_last_checkpoint(made, truth, tmp_pa
         path.unlink()
     steps, seconds = trial.again()
     assert 5 <= steps < STEPS and 0 < seconds < trial.lives[0].ended_s - trial.lives[0].events[0].at_s + 1e-9
+
+
+def test_the_benchmark_prints_what_each_kind_of_fault_cost(monkeypatch, capsys):
+    chosen = ("newest checkpoint cut short", "data out of reach")
+    monkeypatch.setattr(faults, "FAULTS", {kind: faults.FAULTS[kind] for kind in chosen})
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--quick"])
+    faults.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    assert [row[:3] for row in rows] == [[kind, "1", "0"] for kind in chosen]
+    assert 0 < int(rows[0][3]) <= 2 * faults.EVERY and int(rows[1][3]) == 0
+    assert lines[-1] == "runs lost: 0, by 2 faults (goal 0)"

@@ -84,7 +84,6 @@ class Job:
         with self._leading():
             self.builder.same_as_before(self.builder.data, "train")
             if groups(runs, self.workspace, self.experiment.runtime.max_group):
-                self.ranks.part(self.experiment.training.batch_size)
                 self.evaluation.preflight(encoders)
                 self.builder.preflight(runs)
             while self._train_pending(runs) | self.evaluation.pending(encoders):

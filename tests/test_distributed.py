@@ -334,6 +334,33 @@ def test_a_rank_that_does_not_answer_is_an_error_after_the_time_limit(tmp_path):
     assert isinstance(found[0], UserError) and "rank 0 of 2 has lost another one" in str(found[0])
 
 
+@pytest.mark.parametrize("end", [Interrupted("SIGTERM"), UserError("no such thing"), ValueError("a bug")])
+def test_the_others_end_as_rank_0_ends(end):
+    def work(ranks: Ranks) -> list[str]:
+        if not ranks.first:
+            return list(orders.told(ranks))
+        with orders.leading(ranks):
+            orders.tell(ranks, "first")
+            raise end
+
+    first, second = results(start(work))
+    assert type(first) is type(end)
+    assert str(second) == (str(end) if isinstance(end, Interrupted) else f"on rank 0: {end}")
+    assert isinstance(second, Interrupted if isinstance(end, Interrupted) else UserError)
+
+
+def test_what_cannot_be_sent_is_an_error_in_words_on_all():
+    def work(ranks: Ranks) -> None:
+        if not ranks.first:
+            assert not list(orders.told(ranks))
+        with orders.leading(ranks):
+            orders.tell(ranks, lambda: None)
+
+    first, second = results(start(work))
+    assert isinstance(first, UserError) and "A source must be picklable" in str(first)
+    assert isinstance(second, UserError) and "on rank 0" in str(second)
+
+
 def in_job(experiment, workspace: Path, disturb=lambda ranks: None):
     """What a rank does in a job; `disturb` is called first."""
 

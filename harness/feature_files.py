@@ -24,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.disk import now_in
 from harness.errors import UserError
+from harness.integrity import MARK, PIECE, sealed
 from harness.locks import Lock
 from harness.records import write_atomic
 
 SYNC_S = 20.0  # seconds between moments at which a pass that dies can be gone on from
 ABANDONED_S = 86_400  # a part that nobody has written to for a day belongs to a pass that will not be gone on with
-PIECE = 1 << 24  # bytes that are hashed at once
-MARK = b"\nsha256 "
 _VERIFIED: set[tuple[str, int, int]] = set()  # path, inode, size: once a process is enough
 
 
@@ -82,24 +82,13 @@ def read(spec: Spec) -> np.ndarray | None:
     found = spec.path.stat()
     key = (str(spec.path), found.st_ino, found.st_size)
     if key not in _VERIFIED:
-        if not _intact(spec.path):
+        if not sealed(spec.path):
             spec.path.unlink(missing_ok=True)
             return None
         _VERIFIED.add(key)
     with contextlib.suppress(OSError):  # a read-only folder is read all the same
         os.utime(spec.path)
     return array
-
-
-def _intact(path: Path) -> bool:
-    """Whether the checksum behind the array is that of what is before it."""
-    size = path.stat().st_size - len(MARK) - 64
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while size > 0 and (piece := file.read(min(PIECE, size))):
-            digest.update(piece)
-            size -= len(piece)
-        return file.read() == MARK + digest.hexdigest().encode()
 
 
 @contextlib.contextmanager
@@ -281,8 +270,10 @@ def make_room(folder: Path, specs: Sequence[Spec], keep: Sequence[Path], budget:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    for path in folder.rglob(".*.part"):
+    parts = list(folder.rglob(".*.part"))
+    now_s = now_in(folder) if parts else 0.0
+    for path in parts:
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
+            if now_s - path.stat().st_mtime > ABANDONED_S:
                 path.unlink()
                 path.with_suffix(".progress").unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import yaml
 from experiments import run as trained_here
 from experiments import tiny
 
-from harness import cli
+from harness import cli, dry_steps
 from harness.builder import open_data
 from harness.config import Experiment, merge, parse
 from harness.errors import UserError
@@ -305,6 +305,15 @@ def test_a_run_with_several_records_counts_once():
     assert len(past.steps) == 1 and len(past.evaluations) == 2
 
 
+def test_hours_are_those_of_all_processes_that_shared_the_work():
+    experiment = experiment_of()
+    one = record(experiment, student_runs(experiment)[0])
+    shared = one.model_copy(update={"environment": {**one.environment, "ranks": 4}})
+    alone, four = past_of(one), past_of(shared)
+    assert four.steps[0].own_s == 4 * alone.steps[0].own_s and four.steps[0].teacher_s == 4 * alone.steps[0].teacher_s
+    assert four.evaluations[0].seconds == 4 * alone.evaluations[0].seconds
+
+
 def test_a_glance_answers_as_the_workspace_does(tmp_path):
     experiment = experiment_of()
     workspace = Workspace(tmp_path / "w")
@@ -396,6 +405,17 @@ def test_steps_are_measured_on_noise_where_that_is_asked_for_and_nothing_is_kept
     assert any(line.startswith("training left: about ") for line in lines)
     assert not any("not in it" in line for line in lines)
     assert not workspace.root.exists()
+
+
+def test_a_group_that_does_not_fit_is_the_users_to_make_smaller(tmp_path, monkeypatch):
+    import torch
+
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(dry_steps.train.Group, "train_step", too_large)
+    with pytest.raises(UserError, match=r"a group of 2 does not fit .* runtime.max_group .* Tried to allocate"):
+        plan(tiny(tmp_path, methods=["none", "fitnet"]), Workspace(tmp_path / "new"), benchmark=True)
 
 
 def test_a_row_that_cannot_be_measured_is_named_with_the_reason(tmp_path):

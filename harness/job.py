@@ -23,6 +23,7 @@ from harness.fitting import measure
 from harness.group_training import GroupTraining, TrainOrder, named, train_settings
 from harness.interrupts import Interrupted, Stop
 from harness.locks import Lock, holder
+from harness.precision import tf32
 from harness.progress import Console
 from harness.registry import load_plugin
 from harness.runs import Group, Run, Workspace, bound_runs, fit_runs, groups, student_runs
@@ -108,14 +109,14 @@ class Job:
 
     @contextlib.contextmanager
     def _leading(self) -> Iterator[None]:
-        with self.stop, in_words(self.workspace.root), orders.leading(self.ranks):
+        with self.stop, in_words(self.workspace.root), tf32(False), orders.leading(self.ranks):
             yield
 
     def _follow(self) -> Outcome:
         """Do what rank 0 says until it has ended."""
         everyone = [*fit_runs(self.experiment), *bound_runs(self.experiment), *student_runs(self.experiment)]
         runs = {run.id: run for run in everyone}
-        with self.stop, in_words(self.workspace.root):
+        with self.stop, in_words(self.workspace.root), tf32(False):
             for order in orders.told(self.ranks):
                 if isinstance(order, TrainOrder):
                     self.training.train(Group(tuple(runs[i] for i in order.runs)), order.planned)

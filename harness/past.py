@@ -60,7 +60,7 @@ class Work:
     def of(cls, spec: Mapping[str, Any]) -> Work:
         """From the specification of a run."""
         models = [{k: v for k, v in spec[part].items() if k not in WEIGHTS} for part in ("teacher", "student")]
-        training = {k: spec["training"][k] for k in ("batch_size", "optimizer", "precision", "compile")}
+        training = {k: spec["training"].get(k) for k in ("batch_size", "optimizer", "precision", "tf32", "compile")}
         shape = content_hash([models, spec["data"]["image_size"], training])
         return cls(shape, spec["method"], content_hash(spec["hyperparameters"]))
 

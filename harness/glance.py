@@ -15,7 +15,7 @@ class Glance(Workspace):
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        self._trained = {name for name in _names(self.students) if not name.endswith(".partial")}
+        self._trained = _names(self.students)
         self._failed = {name.removesuffix(".json") for name in _names(self.failures) if name.endswith(".json")}
         self._recorded = _names(self.records)
         self._failures: dict[str, dict[str, Any] | None] = {}

@@ -63,7 +63,7 @@ def like_paper(
         sections=tuple(sorted([*measured, *empty], key=lambda section: order[_models(section)])),
         problems=tuple(clean(str(problem)) for problem in problems),
         grouped=True,
-        title="Table 1 of SiNGER (arXiv 2509.20986): measured, and as reported",
+        title="SiNGER (arXiv 2509.20986, Table 1): measured here, and as reported",
         notes=(*_notes(every, mine, parts), *map(clean, notes)),
     )
 

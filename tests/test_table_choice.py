@@ -199,3 +199,11 @@ def test_known_names_are_found_whatever_commas_they_have(known):
     assert set(found) <= set(known) | {
         ", ".join(known[i:j]) for i in range(len(known)) for j in range(i, len(known) + 1)
     }
+
+
+def test_a_bound_from_elsewhere_is_left_out_where_no_chosen_column_has_a_number_of_it():
+    bound = record("teacher", value=0.9, kind="teacher", student="", condition="none")
+    records = [*seeds("a", 0.5), *seeds("a", 0.4, task="seg"), bound]
+    assert [row.label for row in only(rows_and_columns(records)).rows] == ["teacher", "a"]
+    assert [row.label for row in only(rows_and_columns(records, tasks="seg")).rows] == ["a"]
+    assert "Left out" not in render(rows_and_columns(records, tasks="seg"))

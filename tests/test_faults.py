@@ -31,11 +31,16 @@ from harness import data
 from harness.config import Experiment, merge, parse
 from harness.errors import UserError
 from harness.job import Job, Outcome
+from harness.plans import plan
 from harness.records import read_records
 from harness.results import export, remember
 from harness.runs import Workspace, pending, student_runs
 from harness.specs import Runtime
+from harness.status import status
+from harness.status_text import described
 from harness.workers import loaded
+from leaderboard.render import render
+from leaderboard.write import load
 from tasks.artifacts import Artifacts
 
 FEW = {
@@ -77,6 +82,15 @@ def told(experiment, workspace: Path) -> tuple[Job, Disturbed]:
     job = Job(experiment, Workspace(workspace), console)
     job.run()
     return job, console
+
+
+def looked_at(experiment, workspace: Path) -> str:
+    """What `plan`, `status` and `table` say."""
+    place = Workspace(workspace)
+    said = [plan(experiment, place), *described(status(place))]
+    if any(place.records.glob("*.json")):
+        said.append(render(load(workspace), "plain"))
+    return "\n".join(said)
 
 
 def retry(experiment, workspace: Path) -> None:
@@ -246,6 +260,36 @@ def test_a_small_file_that_is_damaged_is_named_with_the_remedy(name, tmp_path, p
         told(tiny(tmp_path, tasks=["artifacts"]), place)
 
 
+def test_a_damaged_workspace_can_be_looked_at(tmp_path, place):
+    experiment = tiny(tmp_path, tasks=["artifacts"], **FEW)
+    remember(experiment, Workspace(place))
+    run(experiment, place)
+    crashed_at(10, tiny(tmp_path, **{**FEW, "seeds": [1]}), place)
+    for name in ("students/*/run.yaml", "records/*.json"):
+        path = sorted(place.glob(name))[0]
+        cut(path, path.stat().st_size // 2)
+    for name in ("students/*.partial/train.jsonl", "groups/*/progress.json"):
+        for path in place.glob(name):
+            cut(path, 10)
+    record = sorted(place.glob("records/*.json"))[0].name
+    said = looked_at(tiny(tmp_path, tasks=["artifacts"], **{**FEW, "seeds": [0, 1]}), place)
+    assert "evaluated: 1 of" in said and f"{record}: cut short" in said
+
+
+def test_a_workspace_may_move_in_the_middle_of_a_training(undisturbed, tmp_path, place):
+    experiment = tiny(tmp_path, **FEW)
+    crashed_at(10, experiment, place)
+    moved = Path(shutil.copytree(place, tmp_path / "moved"))
+    shutil.rmtree(place)
+    (tmp_path / "images").rename(tmp_path / "other images")
+    elsewhere = experiment.data.model_copy(update={"root": str(tmp_path / "other images")})
+    data._OPEN.clear()
+    experiment = experiment.model_copy(update={"data": elsewhere})
+    _, console = told(experiment, moved)
+    assert console.begun == [8]
+    unharmed(experiment, moved, undisturbed)
+
+
 # ---- the disk
 
 
@@ -347,6 +391,7 @@ def test_a_limit_on_the_size_of_files_is_said_like_a_full_disk(undisturbed, tmp_
 
 def test_a_disk_that_becomes_read_only_is_said_and_nothing_is_lost(undisturbed, tmp_path, disk):
     experiment, workspace = tiny(tmp_path, tasks=["artifacts"], **FEW), disk / "workspace"
+    remember(experiment, Workspace(workspace))
     remount = ["mount", "-o", "remount,ro", str(disk)]
     console = Disturbed(5, lambda: subprocess.run(remount, check=True))
     said = in_words_of_a_child(Job(experiment, Workspace(workspace), console).run)
@@ -354,7 +399,7 @@ def test_a_disk_that_becomes_read_only_is_said_and_nothing_is_lost(undisturbed, 
     assert "Read-only file system" in in_words_of_a_child(lambda: run(experiment, workspace))
     with pytest.raises(UserError, match=r"cannot write into the workspace .*Read-only file system"):
         remember(experiment, Workspace(workspace))
-    assert pending(experiment, Workspace(workspace))  # to look needs no writing
+    looked_at(experiment, workspace)  # needs no writing
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     run(experiment, workspace)
     unharmed(experiment, workspace, undisturbed)
@@ -409,10 +454,11 @@ def shared():
 
 def test_a_workspace_of_another_user_is_said_and_a_group_shares_it(undisturbed, shared):
     experiment, workspace = tiny(shared, tasks=["artifacts"], **FEW), shared / "workspace"
+    remember(experiment, Workspace(workspace))
     crashed_at(10, experiment, workspace)
     said = in_words_of_a_child(lambda: run(experiment, workspace), user=NOBODY)
     assert "Permission denied; " in said and "belongs to root" in said and "docs/operations.md" in said
-    assert in_words_of_a_child(lambda: pending(experiment, Workspace(workspace)), user=NOBODY) == ""  # may look
+    assert in_words_of_a_child(lambda: looked_at(experiment, workspace), user=NOBODY) == ""  # may look
     # What docs/operations.md tells them to do.
     subprocess.run(["chgrp", "-R", str(NOBODY), str(workspace)], check=True)
     subprocess.run(["chmod", "-R", "g+rwX", str(workspace)], check=True)

@@ -123,10 +123,12 @@ def status(workspace: Workspace) -> Status:
     look = _Look(workspace)
     found = []
     for name, experiment in experiments.items():
-        if isinstance(experiment, UserError):  # such as a plugin that was moved: the others can be told of all the same
-            found.append(ExperimentStatus(name, str(experiment)))
-        else:
+        try:
+            if isinstance(experiment, UserError):
+                raise experiment
             found.append(look.experiment(experiment))
+        except UserError as error:  # such as a plugin that was moved: the others can be told of all the same
+            found.append(ExperimentStatus(name, str(error)))
     return Status(str(workspace.root), tuple(found), look.slurm, _served(workspace))
 
 
@@ -141,9 +143,7 @@ def experiments_of(workspace: Workspace) -> dict[str, Experiment | UserError]:
     found: dict[str, Experiment | UserError] = {}
     for path in paths:
         try:
-            experiment = parse(read_yaml(path), str(path))
-            student_runs(experiment)
-            found[path.stem] = experiment
+            found[path.stem] = parse(read_yaml(path), str(path))
         except UserError as error:
             found[path.stem] = error
     return found
@@ -241,7 +241,7 @@ class _Look:
             known["cluster"] = entry.cluster
             known["log"] = None if entry.log is None else str(self.root.root / entry.log)
             known["requeued"] = entry.restarts if seen is None else seen.restarts
-            if standing.state in LIVE:
+            if standing.state in LIVE and standing.state == state:  # else somebody else is at work on it
                 known["job"] = entry.job if entry.cluster == "slurm" else None
                 known["gpus"] = entry.gpus
                 known["since"] = (seen.since or None) if seen is not None else None

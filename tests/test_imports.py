@@ -42,6 +42,7 @@ FOR_THE_LEADERBOARD = frozenset({"harness.records", "harness.errors", "harness.s
 MAY_SHOW_A_TABLE = ("harness/cli_table.py", "harness/results.py")
 LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "annotations", "syntax", "registry", "plugins")
 LIGHT += ("cli", "dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue")
+LIGHT += ("plans", "status_text", "watching", "dispatch.again")
 HEAVY = ("torch", "torchvision", "timm", "mmengine")
 
 

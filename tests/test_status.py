@@ -197,6 +197,16 @@ def test_a_lock_that_a_dead_process_left_is_nobody_at_work(experiment, workspace
         assert states(workspace)["train", "none seed 0"] == "pending"
 
 
+def test_whoever_trains_what_a_job_still_waits_for_is_not_called_that_job(experiment, workspace, seen):
+    entries = submitted(experiment, workspace)
+    seen.update((i, Seen("7_0", "PENDING", "Priority")) for i in entries)
+    with training(workspace, student_runs(experiment)[:2]) as lock:
+        assert lock.acquire()
+        told = items(workspace)
+    assert (told["train", "none seed 0"].state, told["train", "none seed 0"].job) == ("running", None)
+    assert (told["train", "none seed 1"].state, told["train", "none seed 1"].job) == ("queued", "7_1")
+
+
 def test_an_evaluation_stands_where_its_own_job_does(experiment, workspace, seen):
     runs = student_runs(experiment)
     entries = submitted(experiment, workspace)

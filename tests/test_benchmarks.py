@@ -142,3 +142,59 @@ def test_the_ratio_is_the_median_of_the_rounds_and_not_of_their_sums():
     pairs = importlib.import_module("pairs")
     seconds = [(2.0, 1.0), (30.0, 10.0), (4.0, 1.0)]  # 2, 3, 4
     assert pairs.ratio([(pairs.Seconds(a, a), pairs.Seconds(b, b)) for a, b in seconds]) == 3.0
+
+
+@pytest.fixture
+def throughput(shrunk, monkeypatch):
+    """benchmarks/throughput.py with tiny models, which nobody compiles."""
+    monkeypatch.setattr(torch, "compile", lambda eager: eager)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return shrunk("throughput")
+
+
+def test_throughput_has_a_row_for_every_number_of_methods_and_every_precision(start, throughput):
+    lines = start(throughput)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| \d", line)]
+    assert [(int(row[0]), row[1]) for row in rows] == [(n, m.title) for n in (1, 5, 10) for m in throughput.MODES]
+    assert all(float(row[2]) > 0 and row[4:] == ["unknown", "unknown"] for row in rows)
+    operations = [float(row[3]) for row in rows]
+    assert operations == sorted(operations) and operations[0] < operations[4] < operations[8]
+    assert len({*operations[:4]}) == 1  # what compiled blocks do is counted where they are eager
+    assert [re.match(r"  (\d) workers?: \d+ images/s", line)[1] for line in lines[-3:]] == ["1", "2", "4"]
+    assert "32 px" in lines[-4] and any("channels_last" in line for line in lines)
+
+
+def test_throughput_reads_the_jpegs_that_it_is_given(start, throughput, tmp_path):
+    throughput.made_up(tmp_path, 20)
+    assert any("data: 20 JPEGs" in line for line in start(throughput, "--root", str(tmp_path)))
+    with pytest.raises(SystemExit, match=r"--root: .*nowhere"):
+        start(throughput, "--root", str(tmp_path / "nowhere"))
+
+
+def test_throughput_without_a_gpu_says_so_and_measures_nothing(throughput, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--threads", "1"])
+    throughput.main()
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "no GPU: nothing is measured; --quick runs the program on the CPU, at small shapes"
+    ]
+
+
+def test_throughput_gives_no_figure_where_a_student_was_dropped(start, throughput, monkeypatch):
+    stream = throughput.stream
+
+    def broken(*args):
+        for batch in stream(*args):
+            yield dataclasses.replace(batch, labels=None)
+
+    monkeypatch.setattr(throughput, "stream", broken)
+    with pytest.raises(SystemExit, match=r"nothing was measured.*labels"):
+        start(throughput)
+
+
+def test_what_gpus_can_do_is_known_by_their_whole_name_and_unknown_otherwise(throughput):
+    assert throughput.peak_of("NVIDIA H100 80GB HBM3", "bf16") == 989.4e12
+    assert throughput.peak_of("NVIDIA A100-SXM4-40GB", "tf32") == throughput.peak_of("NVIDIA A100 80GB PCIe", "tf32")
+    for other in ("NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA A10G", "a CPU"):
+        assert throughput.peak_of(other, "bf16") is None
+    assert all(peaks["fp32"] < peaks["tf32"] < peaks["bf16"] for peaks in throughput.PEAKS.values())
+    assert {mode.peak for mode in throughput.MODES} <= set(throughput.PEAKS["NVIDIA H200"])

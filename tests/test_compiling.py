@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config as functorch
+import yaml
+from experiments import run, same, students, tiny
 from test_train import KINDS, batch, equal, member, teacher, trained, weights
 from torch import nn
 
 from harness.compiling import SETTINGS, Compiled
 from harness.config import Training
+from harness.job import Job
+from harness.progress import Console
+from harness.runs import Workspace, student_runs
 from harness.train import Group
 
 Forward = Callable[..., Any]
@@ -29,6 +34,10 @@ def broken(eager: Forward) -> Forward:
         raise RuntimeError("no working\ncompiler\n\nand much more about it")
 
     return forward
+
+
+def student_of(job: Job, experiment) -> Path:
+    return job.workspace.student(student_runs(experiment)[0].id)
 
 
 @pytest.fixture
@@ -52,6 +61,21 @@ def test_where_compiling_fails_students_have_the_eager_bits_and_it_is_said_once(
     reason = "RuntimeError: no working compiler"
     assert here.compiled.failure == reason
     assert said == [f"torch.compile has failed, and training goes on without it ({reason})"]
+
+
+def test_run_yaml_tells_that_blocks_ran_eagerly_and_the_run_is_the_same_one(tmp_path, monkeypatch, capsys):
+    asked = tiny(tmp_path, methods=["none"], training={"compile": True})
+    monkeypatch.setattr(torch, "compile", broken)
+    Job(asked, Workspace(tmp_path / "w"), Console()).run()
+    (one,) = student_runs(asked)
+    told = yaml.safe_load((Workspace(tmp_path / "w").student(one.id) / "run.yaml").read_text())
+    assert told["environment"]["compile"] == "failed, blocks ran eagerly: RuntimeError: no working compiler"
+    assert capsys.readouterr().err.count("torch.compile has failed") == 1
+    plain = tiny(tmp_path, methods=["none"])
+    told_plain = yaml.safe_load((student_of(run(plain, tmp_path / "eager"), plain) / "run.yaml").read_text())
+    assert "compile" not in told_plain["environment"]
+    compiled, eager = students(asked, tmp_path / "w"), students(plain, tmp_path / "eager")
+    assert same(compiled[one.title], eager[one.title])
 
 
 def test_a_mistake_in_the_model_itself_is_not_blamed_on_the_compiler(said, monkeypatch):

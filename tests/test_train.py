@@ -297,22 +297,6 @@ def test_lower_precision_trains(precision, tmp_path):
         assert all(w.dtype == torch.float32 for w in weights(one) if w.is_floating_point())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_step_waits_for_nothing(tmp_path):
-    members = [member("singer", KINDS["singer"], tmp_path)]
-    for m in members:
-        m.student.model.cuda()
-    there = build_teacher({**TEACHER, "options": {"num_classes": CLASSES}}, 32, device="cuda")
-    group = Group(members, there, Training(steps=12, precision="bf16"), 12, 5, device="cuda", log_steps=100)
-    moved = [Batch(b.images.cuda(), b.labels.cuda(), b.index, b.progress) for b in map(batch, range(3))]
-    group.train_step(moved[0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        group.train_step(moved[1])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_compile_gives_what_eager_gives(tmp_path, monkeypatch):
     pytest.importorskip("torch._inductor")
     import shutil

@@ -71,6 +71,9 @@ class GroupTraining:
         give_back(self.device)  # not before: the error held the whole group
         if self.ranks.first:
             halve(self.workspace, group, reason, self.console.say)
+        self._agree_on_stop()
+        if self.stop():
+            raise self._interrupted()
         return None
 
     def _train(self, group: Group, planned: str) -> list[str]:
@@ -122,7 +125,7 @@ class GroupTraining:
             ]
             self._clear_groups()
         if not finished or self.stop():
-            raise Interrupted(signal.Signals(self.stop.asked or signal.SIGTERM).name)
+            raise self._interrupted()
         return new
 
     def _begin(self, group: Group, planned: str, trained: train.Group) -> Path | None:
@@ -147,6 +150,9 @@ class GroupTraining:
         asked = [number for number in self.ranks.of_each(self.stop.asked or 0) if number]
         if asked:
             self.stop.asked = signal.SIGUSR2 if signal.SIGUSR2 in asked else asked[0]
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(signal.Signals(self.stop.asked or signal.SIGTERM).name)
 
     def _save(self, path: Path, trained: train.Group) -> None:
         for member in trained.members:

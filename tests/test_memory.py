@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from experiments import same, students, tiny
 from harness import fitting, memory, train
 from harness.errors import UserError
 from harness.fitting import PROBED, how_many
+from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Console
 from harness.runs import Workspace, groups, student_runs
@@ -158,6 +160,26 @@ def test_a_teachers_pass_that_does_not_fit_halves_the_group_too(tmp_path, monkey
     monkeypatch.setattr(train.Group, "_give", out_of_memory)
     job, _ = ran(tiny(tmp_path), tmp_path / "w")
     assert len(job.outcome.trained) == 3
+
+
+def test_a_stop_that_was_asked_for_meanwhile_is_not_forgotten(tmp_path, monkeypatch):
+    experiment = tiny(tmp_path)
+    ran(experiment, tmp_path / "undisturbed")
+    job = Job(experiment, Workspace(tmp_path / "w"), Heard())
+
+    def too_many(group: train.Group) -> bool:
+        job.stop.asked = signal.SIGTERM
+        return True
+
+    with monkeypatch.context() as patch:
+        happened = full(patch, too_many)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            job.run()
+    assert happened == [3] and not job.outcome.trained
+    again, _ = ran(experiment, tmp_path / "w")
+    assert len(again.outcome.trained) == 3
+    undisturbed, halved = (students(experiment, tmp_path / name) for name in ("undisturbed", "w"))
+    assert all(same(undisturbed[title], halved[title]) for title in undisturbed)
 
 
 # ---- memory that is measured

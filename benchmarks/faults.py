@@ -27,7 +27,7 @@ from lives import STEPS, Trial, experiment, images, results
 from machine import describe
 from tabulate import tabulate
 
-from harness.integrity import generations
+from harness.storage.integrity import generations
 
 EVERY = 5  # steps between checkpoints
 Again = tuple[int, float]  # steps and seconds of work done again

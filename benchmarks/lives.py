@@ -25,12 +25,12 @@ from PIL import Image
 
 from harness.config import Experiment, parse
 from harness.errors import UserError
-from harness.integrity import generations, sealed
 from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Bar, Console
 from harness.records import read_records
 from harness.runs import Workspace, student_runs
+from harness.storage.integrity import generations, sealed
 
 STEPS, IMAGES, SIZE = 40, 40, 32
 EXPERIMENT: dict[str, Any] = {

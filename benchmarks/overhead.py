@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--quick] [--threads N] [--device D]
 
-FitNet through harness.train.run, with all that it does besides (logs, times, random streams, watching for stray
-writes and for losses that are not finite), against the loop that one would write for this one case, below. Same
+FitNet through harness.training.train.run, with all that it does besides (logs, times, random streams, watching for
+stray writes and for losses that are not finite), against the loop that one would write for this one case, below. Same
 models, batches (in memory beforehand), AdamW and schedule; at the end both students must have the same bits, so
 nothing but the harness is in the difference. A turn is five steps and one line of the log, where a real run logs
 every twentieth step. Ratio: seconds of a turn with the harness / without, median over rounds in which both take turns,
@@ -36,7 +36,7 @@ from harness.config import Training
 from harness.matching import match_layers
 from harness.models import TimmVit, build_student
 from harness.seeds import derive
-from harness.train import run
+from harness.training.train import run
 
 GOAL = 1.03
 STEPS = 5  # of a turn

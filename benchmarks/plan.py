@@ -30,10 +30,10 @@ from harness import catalogue
 from harness.config import Experiment, load
 from harness.dispatch.ledger import Entry
 from harness.dispatch.units import plan as planned
-from harness.locks import Lock
 from harness.records import Cost, MetricInfo, Record, record_path
 from harness.results import remember
 from harness.runs import Group, Run, TaskRun, Workspace, groups, student_runs, task_runs
+from harness.storage.locks import Lock
 
 GOAL_S = 5.0  # of each, on two laptop cores
 ROWS, SEEDS, ROUNDS = 100, 100, 3
@@ -126,7 +126,7 @@ def write(path: Path, text: str) -> None:
 
 def seconds(*arguments: str) -> tuple[float, float, int]:
     """Of a whole command, the quickest of some, by the wall's clock and of the processor; how many lines it printed."""
-    command = [sys.executable, "-m", "harness.cli", *arguments]
+    command = [sys.executable, "-m", "harness.cli.main", *arguments]
     found = []
     for _ in range(ROUNDS):
         start, before = time.perf_counter(), processor_s()

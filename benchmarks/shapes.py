@@ -15,7 +15,7 @@ from harness.config import Training
 from harness.models import TimmVit, build_student, build_teacher
 from harness.registry import build_method
 from harness.seeds import derive
-from harness.train import Group, Member
+from harness.training.train import Group, Member
 
 
 @dataclasses.dataclass(frozen=True)

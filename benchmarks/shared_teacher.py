@@ -3,10 +3,10 @@
     python benchmarks/shared_teacher.py [--quick] [--alone METHOD] [--batch N] [--precision P] [--threads N]
                                         [--device D]
 
-harness.train.Group with logit_kd, fitnet, norm_clip, target_norm and singer, and a group with one of them alone: the
-same teacher, fresh weights, the same noise images, which are in memory before the clock starts. So neither group pays
-for data, which real groups share too: with it the ratio would be smaller. Ratio: seconds of a step of five / of one,
-median over rounds in which both take turns; beside it the ratio of their floating-point operations, which no
+harness.training.train.Group with logit_kd, fitnet, norm_clip, target_norm and singer, and a group with one of them
+alone: the same teacher, fresh weights, the same noise images, which are in memory before the clock starts. So neither
+group pays for data, which real groups share too: with it the ratio would be smaller. Ratio: seconds of a step of five
+/ of one, median over rounds in which both take turns; beside it the ratio of their floating-point operations, which no
 implementation of the same arithmetic comes far below.
 """
 
@@ -31,7 +31,7 @@ from shapes import LAPTOP, LARGE, Shape, group_of, stream, teacher_of
 
 from harness.api import Batch
 from harness.config import Training
-from harness.train import Group
+from harness.training.train import Group
 
 GOAL = 1.3
 METHODS = ("logit_kd", "fitnet", "norm_clip", "target_norm", "singer")

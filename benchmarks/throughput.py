@@ -2,10 +2,10 @@
 
     python benchmarks/throughput.py [--quick] [--root DIR] [--batch N] [--threads N] [--device D]
 
-Steps: harness.train.Group with 1, 5 and 10 methods, ViT-L/16 -> ViT-Ti/16 at 224 px, in fp32, fp32 rounded to TF32,
-bf16, and bf16 with torch.compile; fresh weights, noise images that are in memory before the clock starts. Model FLOP
-utilisation is the arithmetic of a step as torch counts it (teacher, students forward and backward) a second, as a share
-of what the GPU's maker names for that precision. Peak memory is torch's own count.
+Steps: harness.training.train.Group with 1, 5 and 10 methods, ViT-L/16 -> ViT-Ti/16 at 224 px, in fp32, fp32 rounded
+to TF32, bf16, and bf16 with torch.compile; fresh weights, noise images that are in memory before the clock starts.
+Model FLOP utilisation is the arithmetic of a step as torch counts it (teacher, students forward and backward) a second,
+as a share of what the GPU's maker names for that precision. Peak memory is torch's own count.
 
 Data: harness.data.batches alone, decoding and augmentation on 1, 2 and 4 workers, of JPEGs in class folders (--root;
 else made-up ones of 500 x 375 px), against what the steps would take.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from harness.config import parse
 from harness.errors import UserError
+from harness.parsing.yaml_files import read_yaml
 from harness.records import RunInfo
 from harness.runs import Workspace, student_runs
-from harness.yaml_files import read_yaml
 
 
 def asked_for(workspace: Workspace) -> tuple[list[tuple[RunInfo, str | None]], list[str]]:

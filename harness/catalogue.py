@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.annotations import checked, plain
 from harness.errors import ConfigError, UserError, unknown
-from harness.syntax import Found, Parameter, read_classes
+from harness.parsing.annotations import checked, plain
+from harness.parsing.syntax import Found, Parameter, read_classes
 
 PACKAGES = ("baselines", "singer", "tasks")
 KINDS = ("method", "task", "source")
@@ -207,6 +207,8 @@ def _located(module: str) -> Path | None:
 def _of_plugin(path: Path, given: str) -> tuple[Entry, ...]:
     try:
         stat = path.stat()
+    except PermissionError as error:
+        raise UserError(f"plugin file {given} cannot be read: {error.strerror}") from None
     except OSError:
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(unknown("plugin file", path.name, near) + f" (in {path.parent})") from None

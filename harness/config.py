@@ -14,9 +14,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from harness.catalogue import Catalogue, catalogue
+from harness.datasets.suites import expanded
 from harness.errors import ConfigError, UserError, no_file
-from harness.search import spaces
-from harness.sentences import sentences
+from harness.parsing.sentences import sentences
+from harness.parsing.yaml_files import change, merge, read_yaml
 from harness.specs import (
     EXPORTED,
     DataSpec,
@@ -33,9 +34,8 @@ from harness.specs import (
     Training,
     as_tuple,
 )
-from harness.suites import expanded
-from harness.twins import twin
-from harness.yaml_files import change, merge, read_yaml
+from harness.teachers.twins import twin
+from harness.tuning.search import spaces
 
 SHORT = {"methods": "method", "tasks": "task"}  # `- fitnet` is short for `- {method: fitnet}`
 

@@ -13,14 +13,14 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.api import Calibration, Method, Outputs, Vit
-from harness.builder import Builder
-from harness.calibration import SourceCalibration
 from harness.config import Experiment, parse
 from harness.environment import device_of
 from harness.errors import UserError, unknown
+from harness.parsing.yaml_files import read_yaml
 from harness.registry import load_plugin, method_class
 from harness.runs import Run, Workspace, student_runs
-from harness.yaml_files import read_yaml
+from harness.training.builder import Builder
+from harness.training.calibration import SourceCalibration
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,17 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from harness import models, students
+from harness import models
 from harness.api import Task
-from harness.builder import Builder, open_data
 from harness.data import Data
-from harness.distributed import ONE, Ranks
 from harness.errors import ConfigError, UserError
 from harness.feature_arrays import ArrayName
-from harness.feature_files import Spec
 from harness.features import Encoder, Share
-from harness.integrity import Damaged, set_aside
-from harness.locks import Lock
 from harness.progress import Console
 from harness.records import (
     Cost,
@@ -35,12 +30,18 @@ from harness.records import (
 )
 from harness.reference import Reference
 from harness.registry import task_class
-from harness.repairs import vit_identity
 from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
 from harness.seeds import content_hash
-from harness.shared_passes import PassOrder, encode, lead
 from harness.sources import Source, View
 from harness.specs import REPAIRS
+from harness.storage import students
+from harness.storage.feature_files import Spec
+from harness.storage.integrity import Damaged, set_aside
+from harness.storage.locks import Lock
+from harness.teachers.repairs import vit_identity
+from harness.training.builder import Builder, open_data
+from harness.training.distributed import ONE, Ranks
+from harness.training.shared_passes import PassOrder, encode, lead
 
 
 class Evaluation:

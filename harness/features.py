@@ -1,8 +1,8 @@
 """The frozen encoder as a task sees it, and its features, computed once and kept on disk.
 
-A feature file (`harness.feature_files`) is keyed by everything that decides what is in it: the encoder's weights and
-structure, the samples, the view, the image size, the normalisation, the layer and whether the final norm was applied.
-One vector an image is kept as float32, which is little; all tokens as float16, with and without a cache.
+A feature file (`harness.storage.feature_files`) is keyed by everything that decides what is in it: the encoder's
+weights and structure, the samples, the view, the image size, the normalisation, the layer and whether the final norm
+was applied. One vector an image is kept as float32, which is little; all tokens as float16, with and without a cache.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from harness.api import Outputs, Vit
 from harness.errors import UserError, unknown
 from harness.feature_arrays import ArrayName, Pooled, Quantity, Tokens
-from harness.feature_files import Spec, Writer, make_room, only_one, read
 from harness.interrupts import left_to_the_parent
 from harness.models import TimmVit
 from harness.reference import Reference
 from harness.seeds import content_hash
 from harness.sources import Source, Unread, View
-from harness.workers import loaded
+from harness.storage.feature_files import Spec, Writer, make_room, only_one, read
+from harness.training.workers import loaded
 
 LAYOUT = 2  # of the files; raised when the same key would mean other content
 Precision = Literal["fp32", "bf16", "fp16"]

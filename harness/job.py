@@ -11,22 +11,22 @@ import dataclasses
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from harness import orders
-from harness.builder import Builder
 from harness.config import Experiment
-from harness.disk import in_words
-from harness.distributed import ONE, Ranks
 from harness.environment import device_of, environment
 from harness.errors import UserError
 from harness.evaluation import Evaluation
-from harness.fitting import measure
-from harness.group_training import GroupTraining, TrainOrder, named, train_settings
 from harness.interrupts import Interrupted, Stop
-from harness.locks import Lock, holder
-from harness.precision import tf32
 from harness.progress import Console
 from harness.registry import load_plugin
 from harness.runs import Group, Run, Workspace, bound_runs, fit_runs, groups, student_runs
+from harness.storage.disk import in_words
+from harness.storage.locks import Lock, holder
+from harness.training import orders
+from harness.training.builder import Builder
+from harness.training.distributed import ONE, Ranks
+from harness.training.fitting import measure
+from harness.training.group_training import GroupTraining, TrainOrder, named, train_settings
+from harness.training.precision import tf32
 
 __all__ = ["Interrupted", "Job", "Outcome"]
 
@@ -50,8 +50,8 @@ class Job:
     ) -> None:
         """
         Args:
-            ranks: what `harness.distributed.joined` gave in each of the processes that do this together; each of them
-                makes its own Job and calls the same methods.
+            ranks: what `harness.training.distributed.joined` gave in each of the processes that do this together; each
+                of them makes its own Job and calls the same methods.
         """
         self.experiment, self.workspace, self.ranks = experiment, workspace, ranks
         self.console = (console or Console()) if ranks.first else Console(quiet=True)

@@ -35,7 +35,7 @@ class TimmVit(Vit):
     """A timm ViT behind the contract. `model` is the module itself; the harness owns and optimises it.
 
     `registers` zero tokens behind the model's own prefix go through every block and are left out before the head:
-    places for what `harness.register_neurons` moves off the patches.
+    places for what `harness.teachers.register_neurons` moves off the patches.
     """
 
     def __init__(

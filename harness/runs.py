@@ -13,12 +13,12 @@ from typing import Any, Literal
 from harness.config import Experiment, MethodSpec, ModelSpec, TaskSpec, TeacherSpec
 from harness.errors import UserError
 from harness.identity import data_identity, model_identity, protocol_code, teacher_identity
-from harness.integrity import generations, read_json
 from harness.records import RunInfo, has_record, write_atomic
 from harness.seeds import content_hash
-from harness.sizes import largest
 from harness.specs import REPAIRS
-from harness.twins import twin
+from harness.storage.integrity import generations, read_json
+from harness.teachers.twins import twin
+from harness.training.sizes import largest
 
 IDENTITY = 1  # raised when the harness changes what a student becomes for the same specification
 
@@ -79,7 +79,7 @@ class Workspace:
     records/              <run id>.<task id>.json
     groups/<group id>/    group.json, checkpoint.pt and checkpoint.previous.pt of trainings under way
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
-    sizes/                <hash>.json: how many students fit on a device, `harness.sizes`
+    sizes/                <hash>.json: how many students fit on a device, `harness.training.sizes`
     jobs/                 what was submitted: `harness.dispatch.ledger`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """

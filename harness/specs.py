@@ -105,7 +105,7 @@ class Training(Strict):
     min_lr_share: Share = 1e-4  # the cosine ends at this share of lr
     clip_grad: Positive | None = None  # norm over student and method together
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tf32: bool = False  # whether NVIDIA GPUs may round what products of fp32 multiply to 10 bits: harness.precision
+    tf32: bool = False  # whether NVIDIA GPUs may round factors of fp32 to 10 bits: harness.training.precision
     compile: bool = False
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class Fit(Strict):
 
 
 class Planted(Strict):
-    """High-norm tokens of known place, direction and size put onto the teacher: `harness.planting`."""
+    """High-norm tokens of known place, direction and size put onto the teacher: `harness.teachers.planting`."""
 
     layer: int  # the block after which they appear; later blocks are blind to them
     size: NotNegative  # norm, in multiples of the layer's median patch norm; 0 gives the clean teacher
@@ -149,7 +149,7 @@ class Planted(Strict):
 
 
 class RegistersAppended(Strict):
-    """Registers for a teacher that was trained without: `harness.register_neurons` (arXiv 2506.08010)."""
+    """Registers for a teacher that was trained without: `harness.teachers.register_neurons` (arXiv 2506.08010)."""
 
     images: Count = 256  # training images on which the neurons are sought
     registers: Count = 1
@@ -194,7 +194,7 @@ class Standardise(Strict):
 
 
 class RegisterTeacher(Strict):
-    """The teacher's twin that was trained with registers, in its place: `harness.twins`."""
+    """The teacher's twin that was trained with registers, in its place: `harness.teachers.twins`."""
 
     model: str | None = None  # None: the twin that timm has; or the same architecture where it is trained here
     checkpoint: str | None = None
@@ -285,7 +285,7 @@ class MethodSpec(Strict):
     label: str | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     teacher: dict[str, Any] = Field(default_factory=dict)  # changes to the experiment's teacher
-    search: Options | None = None  # changes to the method's search spaces: harness.search
+    search: Options | None = None  # changes to the method's search spaces: harness.tuning.search
     trials: Annotated[int, Field(gt=0)] | None = None  # settings among which these hyperparameters were chosen
 
     def title(self) -> str:

@@ -35,17 +35,26 @@ class Choice:
 def names(given: Names | None, known: Collection[str]) -> list[str]:
     """The names in a text with commas between; a known name that has commas itself is taken as one.
 
+    Of all ways to read the text, the one with the fewest unknown names, then with the fewest names; then the first
+    name is as long as it can be.
+
     >>> names("x10, warm-up .1, fitnet", ["x10, warm-up .1", "fitnet"])
     ['x10, warm-up .1', 'fitnet']
     """
     if given is None or not isinstance(given, str):
         return list(given or ())
-    parts, found, i = given.split(","), [], 0
-    while i < len(parts):
-        tries = ((j, ",".join(parts[i:j]).strip()) for j in range(len(parts), i, -1))
-        i, name = next(((j, name) for j, name in tries if name in known), (i + 1, parts[i].strip()))
-        found.append(name)
-    return [name for name in found if name]
+    parts = given.split(",")
+    best: list[tuple[int, int, list[str]]] = [(0, 0, [])]  # of the parts from i on, the last i first
+    for i in reversed(range(len(parts))):
+        ways = []
+        for j in range(len(parts), i, -1):
+            name, (strange, many, after) = ",".join(parts[i:j]).strip(), best[len(parts) - j]
+            if name in known:
+                ways.append((strange, many + 1, [name, *after]))
+            elif j == i + 1:
+                ways.append((strange + bool(name), many + bool(name), [name, *after] if name else after))
+        best.append(min(ways, key=lambda way: way[:2]))
+    return best[-1][2]
 
 
 @dataclasses.dataclass(frozen=True)

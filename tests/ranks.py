@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from harness import distributed, orders
-from harness.distributed import Ranks, joined
+from harness.training import distributed, orders
+from harness.training.distributed import Ranks, joined
 
 FORK = multiprocessing.get_context("fork")
 

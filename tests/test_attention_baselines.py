@@ -13,8 +13,8 @@ from baselines.attn_distill import AttnDistill
 from baselines.logit_kd import LogitKD
 from baselines.maskedkd import MaskedKD
 from harness.api import Batch, Layers, Outputs
+from harness.checking.specimen import PATCH, Size, toy_batch, toy_teacher
 from harness.models import as_vit, build_model
-from harness.specimen import PATCH, Size, toy_batch, toy_teacher
 
 close = pytest.approx
 BARE = {"class_token": False, "global_pool": "avg"}

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import catalogue as module
-from harness.annotations import checked, fault_of
 from harness.catalogue import PACKAGES, catalogue
 from harness.errors import ConfigError, UserError
+from harness.parsing.annotations import checked, fault_of
 from harness.seeds import content_hash
 
 PLUGIN = '''

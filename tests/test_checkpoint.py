@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 
-from harness import checkpoint, integrity
 from harness.errors import UserError
-from harness.integrity import Damaged, generations, previous, set_aside
+from harness.storage import integrity
+from harness.storage.integrity import Damaged, generations, previous, set_aside
+from harness.training import checkpoint
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from harness.catalogue import catalogue
-from harness.checks import method_checks, run_check, run_checks, specimen, task_checks
+from harness.checking.checks import method_checks, run_check, run_checks, specimen, task_checks
+from harness.checking.specimen import SIZES, MethodSpecimen
 from harness.errors import UserError
-from harness.specimen import SIZES, MethodSpecimen
 
 GOOD_METHOD = '''
 """A method for tests."""

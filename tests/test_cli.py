@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import __version__, checks, cli, plans
+from harness import __version__
+from harness.checking import checks
+from harness.cli import main as cli
 from harness.config import Experiment, load, parse
-from harness.locks import Lock
-from harness.plans import plan
+from harness.monitoring.status import status as look
+from harness.monitoring.status_text import described
+from harness.planning import plans
+from harness.planning.plans import plan
 from harness.records import MetricInfo, Record, write_record
 from harness.results import listing, remember
 from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs, task_runs
-from harness.status import status as look
-from harness.status_text import described
+from harness.storage.locks import Lock
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "mmengine", "numpy", "matplotlib")
@@ -185,7 +188,7 @@ for args in {commands!r}:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # it is noticed at the end, or at the first line
 def test_a_reader_that_goes_away_is_no_mistake(unbuffered):
-    words = f"{sys.executable} -m harness.cli list tasks | true; exit ${{PIPESTATUS[0]}}"
+    words = f"{sys.executable} -m harness.cli.main list tasks | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(["bash", "-c", words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -193,7 +196,7 @@ def test_a_reader_that_goes_away_is_no_mistake(unbuffered):
 
 def test_it_runs_as_a_module_under_its_own_name():
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "plan"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "harness.cli.main", "plan"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: singer-bench plan")

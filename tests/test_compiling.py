@@ -17,12 +17,12 @@ from experiments import run, same, students, tiny
 from test_train import KINDS, batch, equal, member, teacher, trained, weights
 from torch import nn
 
-from harness.compiling import SETTINGS, Compiled
 from harness.config import Training
 from harness.job import Job
 from harness.progress import Console
 from harness.runs import Workspace, student_runs
-from harness.train import Group
+from harness.training.compiling import SETTINGS, Compiled
+from harness.training.train import Group
 
 Forward = Callable[..., Any]
 
@@ -160,7 +160,7 @@ def test_where_there_really_is_no_cpp_compiler_blocks_run_eagerly(tmp_path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import torch
-from harness.compiling import Compiled
+from harness.training.compiling import Compiled
 block, given = torch.nn.Linear(3, 3), torch.ones(2, 3)
 wanted = block(given)
 with Compiled([block], print).inside():

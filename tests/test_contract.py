@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from harness.catalogue import catalogue
-from harness.checks import MethodSpecimen, TaskSpecimen, method_checks, run_check, specimen, task_checks
+from harness.checking.checks import MethodSpecimen, TaskSpecimen, method_checks, run_check, specimen, task_checks
 
 KNOWN = catalogue()
 

@@ -15,9 +15,9 @@ from baselines import crd
 from baselines.crd import CRD, similarities
 from harness.api import Batch, Calibration
 from harness.catalogue import catalogue
-from harness.checks import specimen
-from harness.group_training import save_method
-from harness.specimen import same_bits
+from harness.checking.checks import specimen
+from harness.checking.specimen import same_bits
+from harness.training.group_training import save_method
 
 close = pytest.approx
 

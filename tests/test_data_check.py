@@ -12,9 +12,9 @@ import published
 import pytest
 
 from harness.class_maps import class_map
-from harness.data_check import check_data
+from harness.datasets.check import check_data
+from harness.datasets.suites import parse_suite
 from harness.errors import UserError
-from harness.suites import parse_suite
 
 CLASSES = ("ant", "bee", "cat")
 ABOUT = {
@@ -66,7 +66,7 @@ def test_published_layouts_lack_nothing_but_most_of_their_images(name, tmp_path,
         "flowers102": lambda: published.flowers102(tmp_path, monkeypatch),
     }
     write.get(name, lambda: getattr(published, name)(tmp_path))()
-    from harness.suites import read_suite
+    from harness.datasets.suites import read_suite
 
     raw = read_suite(name)
     raw["data"] = {**raw["data"], "root": str(tmp_path)}

@@ -12,8 +12,8 @@ from toy import Shape, batch
 
 from baselines.deit_hard import DeiTHard
 from harness.api import Layers, Outputs, frozen
+from harness.checking.specimen import Size, toy_batch, toy_teacher
 from harness.models import as_vit, build_model, build_student, export, load_exported
-from harness.specimen import Size, toy_batch, toy_teacher
 
 close = pytest.approx
 STUDENT = {"width": 32, "depth": 4, "heads": 2, "patch": 8}

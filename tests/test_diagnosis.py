@@ -8,8 +8,8 @@ import pytest
 import torch
 from experiments import run, tiny, write
 
-from harness import cli
 from harness.api import Calibration
+from harness.cli import main as cli
 from harness.diagnosis import Fewer, tables
 from harness.runs import Workspace, student_runs
 

@@ -12,7 +12,7 @@ import pytest
 from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
-from harness import cli
+from harness.cli import main as cli
 from harness.dispatch import sbatch, slurm, submit, waiting
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.work import Work

@@ -17,22 +17,23 @@ from experiments import same, students, tiny
 from ranks import free_port, on_ranks, results, start
 from torch import Tensor, nn
 
-from harness import evaluation, orders
+from harness import evaluation
 from harness.api import Batch, Method
 from harness.catalogue import catalogue
+from harness.checking.specimen import Size, ToyCalibration, planted_teacher
 from harness.config import Training
-from harness.distributed import ONE, Ranks, joined
 from harness.errors import UserError
 from harness.interrupts import Interrupted
 from harness.job import Job
-from harness.joint import agreed_batches
 from harness.progress import Console
 from harness.records import read_records
 from harness.registry import build_method, load
 from harness.runs import Workspace
-from harness.specimen import Size, ToyCalibration, planted_teacher
 from harness.toys import Colours
-from harness.train import Group, Member
+from harness.training import orders
+from harness.training.distributed import ONE, Ranks, joined
+from harness.training.joint import agreed_batches
+from harness.training.train import Group, Member
 
 SIZE = Size(48, 6, 4)
 BATCH, STEPS = 8, 6
@@ -515,10 +516,11 @@ class Dying(Colours):
 
 def test_a_pass_that_ranks_began_is_ended_by_one_rank_and_the_other_way_round(tmp_path, monkeypatch):
     """The bits are those of one process that was never stopped."""
-    from harness import feature_files, shared_passes
     from harness.features import Encoder
     from harness.models import as_vit, build_model
     from harness.sources import View
+    from harness.storage import feature_files
+    from harness.training import shared_passes
 
     monkeypatch.setattr(shared_passes, "SYNC_S", 0.0)
     monkeypatch.setattr(feature_files, "SYNC_S", 0.0)
@@ -640,7 +642,7 @@ def test_the_command_line_runs_under_torchrun(alone, together, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command += ["-m", "harness.cli", "run", str(config), "--workspace", str(tmp_path / "workspace")]
+    command += ["-m", "harness.cli.main", "run", str(config), "--workspace", str(tmp_path / "workspace")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True

@@ -40,7 +40,7 @@ def test_the_documented_method_runs_as_a_plugin_from_outside(my_method, tmp_path
     plain = tiny(tmp_path, tasks=["artifacts"]).model_dump(mode="json")
     plain["data"]["root"] = str(images(tmp_path / "images"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(plain))
-    command = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "tiny.yaml")]
+    command = [sys.executable, "-m", "harness.cli.main", "run", str(tmp_path / "tiny.yaml")]
     command += ["--plugin", str(my_method), "--set", "methods=[fitnet, cosine]", "--workspace", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def code_of(text: str) -> list[str]:
 def test_documented_commands_exist():
     from typer.main import get_command
 
-    from harness.cli import app
+    from harness.cli.main import app
 
     known, seen = set(get_command(app).commands), set()
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:

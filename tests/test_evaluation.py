@@ -8,7 +8,7 @@ import pytest
 import torch
 from experiments import run, tiny
 
-from harness.builder import TEACHERS, Builder
+from harness.checking.specimen import Size, toy_teacher
 from harness.features import Encoder
 from harness.job import Job
 from harness.progress import Console
@@ -16,8 +16,8 @@ from harness.records import read_records
 from harness.reference import Reference
 from harness.runs import Workspace, bound_runs, student_runs
 from harness.sources import View
-from harness.specimen import Size, toy_teacher
 from harness.toys import Colours, PixelVit
+from harness.training.builder import TEACHERS, Builder
 from leaderboard.render import render
 from leaderboard.table import rows_and_columns
 from tasks.artifacts import Artifacts

@@ -28,17 +28,18 @@ from safetensors.torch import load_file
 from test_checkpoint import cut, flip
 
 from harness import data
+from harness.catalogue import catalogue
 from harness.config import Experiment, merge, parse
 from harness.errors import UserError
 from harness.job import Job, Outcome
-from harness.plans import plan
+from harness.monitoring.status import status
+from harness.monitoring.status_text import described
+from harness.planning.plans import plan
 from harness.records import read_records
 from harness.results import export, remember
 from harness.runs import Workspace, pending, student_runs
 from harness.specs import Runtime
-from harness.status import status
-from harness.status_text import described
-from harness.workers import loaded
+from harness.training.workers import loaded
 from leaderboard.render import render
 from leaderboard.write import load
 from tasks.artifacts import Artifacts
@@ -466,6 +467,13 @@ def test_a_workspace_of_another_user_is_said_and_a_group_shares_it(undisturbed, 
     assert in_words_of_a_child(lambda: run(experiment, workspace), user=NOBODY) == ""
     unharmed(experiment, workspace, undisturbed)
     assert told(experiment, workspace)[0].outcome == Outcome()  # the first user finds all of it done
+
+
+def test_a_plugin_that_may_not_be_read_is_said(shared):
+    (shared / "closed").mkdir(mode=0o700)
+    (shared / "closed" / "mine.py").write_text("")
+    said = in_words_of_a_child(lambda: catalogue([shared / "closed" / "mine.py"]), user=NOBODY)
+    assert said == f"plugin file {shared}/closed/mine.py cannot be read: Permission denied"
 
 
 # ---- data

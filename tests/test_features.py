@@ -255,7 +255,7 @@ class Mortal(Encoder):
 
 
 def test_a_killed_pass_is_gone_on_with_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("harness.feature_files.SYNC_S", 0.0)
+    monkeypatch.setattr("harness.storage.feature_files.SYNC_S", 0.0)
     whole = Counting(PixelVit(), identity="toy", cache=tmp_path / "whole", batch_size=4).pooled(SOURCE, VIEW, [0, 1])
     cache = tmp_path / "killed"
     mortal = Mortal(PixelVit(), identity="toy", cache=cache, batch_size=4)
@@ -276,7 +276,7 @@ def test_a_killed_pass_is_gone_on_with_and_ends_with_the_same_bytes(tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["progress says too much", "part is cut short", "part has another header"])
 def test_a_part_that_cannot_be_relied_on_is_begun_anew(tmp_path: Path, monkeypatch, damage: str):
-    monkeypatch.setattr("harness.feature_files.SYNC_S", 0.0)
+    monkeypatch.setattr("harness.storage.feature_files.SYNC_S", 0.0)
     mortal = Mortal(PixelVit(), identity="toy", cache=tmp_path, batch_size=4)
     in_a_process(lambda: mortal.pooled(SOURCE, VIEW)).join()
     (part,), (progress,) = tmp_path.rglob(".*.part"), tmp_path.rglob(".*.progress")
@@ -310,7 +310,7 @@ def test_a_pass_that_is_asked_to_stop_loses_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize("place", [200, -80, -1])
 def test_one_wrong_bit_is_noticed_and_the_file_made_anew(filled: Path, place: int, monkeypatch):
-    monkeypatch.setattr("harness.feature_files._VERIFIED", set())
+    monkeypatch.setattr("harness.storage.feature_files._VERIFIED", set())
     (path,) = filled.rglob("*.npy")
     whole = bytearray(path.read_bytes())
     wrong = bytearray(whole)

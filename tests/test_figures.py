@@ -11,10 +11,10 @@ import pytest
 from experiments import run, tiny
 from PIL import Image
 
-from harness import cli
-from harness.figures import TREATMENTS, parts
-from harness.page import FORMATS, Page, rendered, wrapped
-from harness.pictures import Pictures, evenly
+from harness.cli import main as cli
+from harness.pictures.figures import TREATMENTS, parts
+from harness.pictures.images import Pictures, evenly
+from harness.pictures.page import FORMATS, Page, rendered, wrapped
 
 PICTURES = ("norms", "pca", "similarity", "histograms")
 LABEL = "fitnet, from a planted teacher"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_leaderboard import DEPTH, only, record, seeds
 
-from harness import cli
+from harness.cli import main as cli
 from harness.errors import UserError
 from harness.records import Record, read_record, write_record
 from leaderboard.board import Row

@@ -13,8 +13,8 @@ from baselines.nkd import NKD
 from baselines.vitkd import ViTKD
 from harness.api import Layers, Outputs
 from harness.catalogue import catalogue
+from harness.checking.specimen import MethodSpecimen
 from harness.matching import random_keep
-from harness.specimen import MethodSpecimen
 
 close = pytest.approx
 ROWS, COLUMNS = 2, 2

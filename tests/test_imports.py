@@ -39,10 +39,11 @@ FOR_METHODS_AND_TASKS = frozenset(
     )
 )
 FOR_THE_LEADERBOARD = frozenset({"harness.records", "harness.errors", "harness.seeds"})
-MAY_SHOW_A_TABLE = ("harness/cli_table.py", "harness/results.py")
-LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "annotations", "syntax", "registry", "plugins")
-LIGHT += ("cli", "dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue")
-LIGHT += ("plans", "status_text", "watching", "dispatch.again")
+MAY_SHOW_A_TABLE = ("harness/cli/table.py", "harness/results.py")
+LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "registry", "plugins")
+LIGHT += ("parsing.annotations", "parsing.syntax", "cli.main")
+LIGHT += ("dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue", "dispatch.again")
+LIGHT += ("planning.plans", "monitoring.status_text", "monitoring.watching")
 HEAVY = ("torch", "torchvision", "timm", "mmengine")
 
 
@@ -143,7 +144,7 @@ def test_no_torch_is_there_once_a_configuration_can_be_read_and_planned():
     code = (
         "import sys\n"
         + "".join(f"import harness.{name}\n" for name in LIGHT)
-        + "import leaderboard.render, harness.cli\n"
+        + "import leaderboard.render, harness.cli.main\n"
         + "harness.catalogue.catalogue().resolve('method', 'fitnet', {'weight': 1})\n"
         + f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import locks
 from harness.errors import UserError
-from harness.locks import STALE_S, Lock, holder, is_stale, owner
+from harness.storage import locks
+from harness.storage.locks import STALE_S, Lock, holder, is_stale, owner
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -39,7 +39,7 @@ CONTEND = """
 
 
 def start(program: str, path: Path) -> subprocess.Popen:
-    code = "import sys\nfrom pathlib import Path\nfrom harness.locks import Lock\n" + textwrap.dedent(program)
+    code = "import sys\nfrom pathlib import Path\nfrom harness.storage.locks import Lock\n" + textwrap.dedent(program)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, text=True, **pipes)
 

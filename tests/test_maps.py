@@ -8,7 +8,8 @@ import torch
 
 from harness.api import Layers, Method, Outputs, Vit
 from harness.errors import UserError
-from harness.maps import (
+from harness.norms import outlier_share
+from harness.pictures.maps import (
     Column,
     changed_layers,
     compute,
@@ -20,7 +21,6 @@ from harness.maps import (
     targets_column,
     vit_column,
 )
-from harness.norms import outlier_share
 
 GRID, DIM, DEPTH = (3, 4), 6, 4
 

@@ -15,7 +15,7 @@ from baselines.norm_mask import NormMask
 from baselines.random_mask import RandomMask
 from harness.config import Training
 from harness.matching import random_keep
-from harness.train import Group
+from harness.training.train import Group
 
 close = pytest.approx
 LAYERS = {"layers": A.layers, "student_layers": A.student_layers}

@@ -11,14 +11,14 @@ import pytest
 import torch
 from experiments import same, students, tiny
 
-from harness import fitting, memory, train
 from harness.errors import UserError
-from harness.fitting import PROBED, how_many
 from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Console
 from harness.runs import Workspace, groups, student_runs
-from harness.sizes import UNMEASURED, largest, note, noted
+from harness.training import fitting, memory, train
+from harness.training.fitting import PROBED, how_many
+from harness.training.sizes import UNMEASURED, largest, note, noted
 
 REASON = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

@@ -11,9 +11,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from harness import nyuv2
+from harness.datasets import nyuv2
+from harness.datasets.nyuv2 import prepare_nyuv2, read_splits
 from harness.errors import UserError
-from harness.nyuv2 import prepare_nyuv2, read_splits
 from tasks.datasets.depth_folder import DepthFolder
 
 COUNT, HEIGHT, WIDTH = 5, 6, 8

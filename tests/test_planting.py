@@ -7,7 +7,7 @@ import torch
 
 from harness.errors import UserError
 from harness.models import build_model, build_teacher
-from harness.planting import plant
+from harness.teachers.planting import plant
 
 SPEC = {"width": 48, "depth": 4, "heads": 4, "patch": 8}
 

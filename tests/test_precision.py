@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.api import Batch
 from harness.catalogue import catalogue
-from harness.checks import specimen
+from harness.checking.checks import specimen
+from harness.checking.specimen import MethodSpecimen, toy_batch
 from harness.config import Training
 from harness.evaluation import Evaluation
 from harness.models import build_teacher
-from harness.precision import tf32
-from harness.specimen import MethodSpecimen, toy_batch
-from harness.train import Group, Member
+from harness.training.precision import tf32
+from harness.training.train import Group, Member
 
 METHODS = catalogue().methods
 # vkd keeps its projector orthogonal with torch's own Cayley map, which looks whether a matrix could be inverted.

@@ -15,16 +15,16 @@ import fake_jobs
 import pytest
 from fake_jobs import FakeWork
 
-from harness import cli
+from harness.cli import main as cli
 from harness.dispatch import local, processes, queue, server
 from harness.dispatch.inventory import Gpu, Inventory
 from harness.dispatch.ledger import Entry, Ledger, Unit
 from harness.dispatch.server import Server
 from harness.errors import UserError
 from harness.interrupts import Interrupted
-from harness.locks import Lock
 from harness.progress import Console
 from harness.runs import Workspace
+from harness.storage.locks import Lock
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are told by /proc")
 LIMIT_S = 120  # of patience with a loaded machine; nothing is decided by it
@@ -261,7 +261,7 @@ from harness.dispatch import server
 from harness.dispatch.inventory import Gpu, Inventory
 from harness.dispatch.signals import Asked
 from harness.interrupts import Interrupted
-from harness.locks import Lock
+from harness.storage.locks import Lock
 from harness.progress import Console
 from harness.runs import Workspace
 server.POLL_S = 0.02
@@ -618,7 +618,7 @@ def test_the_command_passes_its_options_on_and_ends_with_130_when_it_was_stopped
 
 
 def test_a_rank_that_lost_another_one_does_not_call_that_a_failure(place, monkeypatch):
-    from harness.distributed import RankLost
+    from harness.training.distributed import RankLost
 
     def lost(self):
         raise RankLost("rank 0 of 2 has lost another one")

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from harness.api import Method, Vit
+from harness.checking.specimen import Size, planted_teacher, toy_teacher
 from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.models import TimmVit
 from harness.reference import Reference
-from harness.specimen import Size, planted_teacher, toy_teacher
 from harness.toys import Colours, Cured, PixelVit
 from tasks.refinement import Refinement
 

@@ -11,8 +11,8 @@ from baselines.fitnet import FitNet
 from baselines.register_teacher import RegisterTeacher
 from baselines.student_registers import StudentRegisters
 from baselines.test_time_registers import RegistersAtTestTime
+from harness.checking.specimen import Size, toy_batch, toy_teacher
 from harness.models import build_student
-from harness.specimen import Size, toy_batch, toy_teacher
 from harness.specs import MethodSpec
 
 METHODS = [StudentRegisters, RegisterTeacher, RegistersAtTestTime]

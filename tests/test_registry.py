@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness import registry
+from harness.checking.specimen import Size, toy_teacher
 from harness.errors import ConfigError, UserError
 from harness.plugins import import_file, module_name
 from harness.registry import METHODS, SOURCES, TASKS, build_method, load_plugin, method_class, source_class, task_class
-from harness.specimen import Size, toy_teacher
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = '''

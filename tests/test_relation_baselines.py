@@ -16,7 +16,7 @@ from baselines.sp import SP
 from baselines.srd import EPSILON, SRD
 from baselines.vkd import VkD
 from harness.config import Training
-from harness.train import build_optimizer
+from harness.training.train import build_optimizer
 
 close = pytest.approx
 RELATIONS = [RKD, SP, PKT]

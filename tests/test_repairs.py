@@ -11,24 +11,24 @@ import torch
 import yaml
 from experiments import run, tiny
 
-from harness import teachers
-from harness.builder import Builder
 from harness.config import merge, parse
 from harness.errors import ConfigError, UserError
 from harness.features import Encoder
 from harness.job import Job
 from harness.models import build_teacher
 from harness.norms import token_norms
-from harness.planting import plant
 from harness.progress import Console
 from harness.records import read_records
-from harness.repairs import Averaging, Clipping, Repaired, Standardising, shifted, vit_identity
 from harness.runs import Workspace, bound_runs, fit_runs, groups, student_runs, teacher_key
 from harness.specs import REPAIRS, Clip, ShiftedViews, TeacherSpec
 from harness.standardise import Moments, channel, phi_s
-from harness.teachers import repaired, repairs_of, unfound
+from harness.teachers import repaired as teachers
+from harness.teachers.planting import plant
+from harness.teachers.repaired import repaired, repairs_of, unfound
+from harness.teachers.repairs import Averaging, Clipping, Repaired, Standardising, shifted, vit_identity
+from harness.teachers.twins import TWINS, twin
 from harness.toys import PixelVit
-from harness.twins import TWINS, twin
+from harness.training.builder import Builder
 
 BASE: dict[str, Any] = {
     "teacher": {"width": 48},

@@ -216,7 +216,7 @@ def test_suites_of_shifted_sets_run_from_folders(tmp_path):
         for name in ("imagenet_v2", "imagenet_r")
     ]
     experiment = parse({**base, "methods": ["none"], "tasks": entries})
-    from harness.builder import open_data
+    from harness.training.builder import open_data
 
     seeing = encoder()
     for spec, classes in zip(experiment.tasks, (3, 1), strict=True):

@@ -451,7 +451,7 @@ def test_in_its_warmup_the_refiner_learns_alone_and_afterwards_all_is_as_without
 
 def test_training_in_the_warmup_leaves_the_student_as_it_was_to_the_bit(tmp_path):
     from harness.config import Training
-    from harness.train import Group, Member
+    from harness.training.train import Group, Member
 
     built, method = golden(A, refiner_warmup=0.5)
     before = copy.deepcopy(built.student_model.state_dict()), copy.deepcopy(method.state_dict())

@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from harness.api import Batch, frozen
+from harness.checking.specimen import ToyCalibration
 from harness.models import as_vit, build_student, build_teacher
-from harness.planting import plant
-from harness.specimen import ToyCalibration
+from harness.teachers.planting import plant
 from singer.diagnosis import Agreement, energy
 from singer.method import Singer
 

@@ -12,9 +12,9 @@ from timm.models.eva import Eva
 from torch import nn
 
 from harness.api import Batch, Calibration, frozen
+from harness.checking.specimen import ToyCalibration
 from harness.errors import UserError
 from harness.models import as_vit
-from harness.specimen import ToyCalibration
 from singer.least_squares import Regression, least_squares_surrogates, through_mlp
 from singer.method import Singer
 from singer.null_space import is_plain_mlp, surrogate

@@ -19,19 +19,22 @@ import pytest
 from experiments import tiny
 from processes import crashed_at
 
-from harness import cli, cli_queue, plans, watching
+from harness.cli import main as cli
+from harness.cli import queue as cli_queue
 from harness.config import Experiment, merge, parse
 from harness.dispatch import again, processes, slurm
 from harness.dispatch.ledger import Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Seen
 from harness.dispatch.units import plan
-from harness.locks import Lock
-from harness.pace import NAME, Pace, progress_in
+from harness.monitoring import watching
+from harness.monitoring.pace import NAME, Pace, progress_in
+from harness.monitoring.status import Item, Status, status
+from harness.monitoring.status_text import described
+from harness.planning import plans
 from harness.results import remember
 from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs
-from harness.status import Item, Status, status
-from harness.status_text import described
+from harness.storage.locks import Lock
 
 HOST = socket.gethostname()
 RAW: dict[str, Any] = {
@@ -448,7 +451,7 @@ def passing(monkeypatch):
 
 
 def settle(experiment: Experiment, workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr("harness.glance.Glance.has_record", lambda *_: True)
+    monkeypatch.setattr("harness.monitoring.glance.Glance.has_record", lambda *_: True)
     for run in student_runs(experiment):
         if not workspace.failure(run.id):
             workspace.student(run.id).mkdir(parents=True, exist_ok=True)

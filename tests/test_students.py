@@ -8,9 +8,9 @@ import pytest
 import yaml
 from test_checkpoint import cut, flip
 
-from harness import students
 from harness.errors import UserError
-from harness.integrity import Damaged
+from harness.storage import students
+from harness.storage.integrity import Damaged
 
 DAMAGES = {
     "cut weights": ("model.safetensors", lambda path: cut(path, 50)),

@@ -11,13 +11,13 @@ import published
 import pytest
 import yaml
 
-from harness.builder import open_data
 from harness.catalogue import catalogue
 from harness.config import Experiment, load, parse
+from harness.datasets.suites import parse_suite, read_suite, shipped_suites, suite_file
 from harness.errors import ConfigError, UserError
 from harness.registry import source_class
 from harness.runs import Workspace, task_runs
-from harness.suites import parse_suite, read_suite, shipped_suites, suite_file
+from harness.training.builder import open_data
 from tasks.datasets.inaturalist import INaturalist
 from tasks.datasets.torchvision_source import TorchvisionSource
 

@@ -195,10 +195,15 @@ def test_a_table_of_which_no_row_is_named_is_not_shown():
 )
 def test_known_names_are_found_whatever_commas_they_have(known):
     found = names(", ".join(known), set(known))
-    assert ", ".join(found) == ", ".join(known)
-    assert set(found) <= set(known) | {
-        ", ".join(known[i:j]) for i in range(len(known)) for j in range(i, len(known) + 1)
-    }
+    assert set(found) <= set(known) and len(found) <= len(known)
+    # "a, b,c" may be "a" and "b,c" or "a, b" and "c", where all four are known; no letter is lost either way.
+    assert ",".join(found).replace(" ", "") == ",".join(known).replace(" ", "")
+
+
+def test_a_name_with_commas_does_not_swallow_the_next():
+    assert names("aa, a, aa, a,a", ["aa, a", "aa", "a,a"]) == ["aa, a", "aa", "a,a"]
+    assert names("a, b, c", ["a, b", "b, c"]) == ["a, b", "c"]
+    assert names("a,, b,", ["b"]) == ["a", "b"]
 
 
 def test_a_bound_from_elsewhere_is_left_out_where_no_chosen_column_has_a_number_of_it():

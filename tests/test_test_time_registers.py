@@ -12,10 +12,10 @@ from harness.api import frozen
 from harness.errors import UserError
 from harness.models import TimmVit, as_vit, build_model
 from harness.norms import outlier_share, over_median, token_norms
-from harness.planting import plant
-from harness.register_neurons import append_registers, find_neurons, patch_norms
 from harness.registry import build_method
 from harness.specs import RegistersAppended
+from harness.teachers.planting import plant
+from harness.teachers.register_neurons import append_registers, find_neurons, patch_norms
 
 SPEC = {"width": 48, "depth": 4, "heads": 4, "patch": 8}
 PLAIN: dict[str, Any] = {}

@@ -12,8 +12,8 @@ from baselines.proteus import Proteus
 from baselines.unic import UNIC
 from harness.api import Batch, Layers, Outputs
 from harness.catalogue import catalogue
+from harness.checking.specimen import MethodSpecimen
 from harness.matching import random_keep
-from harness.specimen import MethodSpecimen
 
 close = pytest.approx
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import train
 from harness.api import Batch, Method
 from harness.config import Training
 from harness.models import build_student, build_teacher
 from harness.registry import build_method
-from harness.train import Clock, Group, Member, build_optimizer, lr_share
+from harness.training import train
+from harness.training.train import Clock, Group, Member, build_optimizer, lr_share
 
 TEACHER = {"width": 48, "depth": 4, "heads": 4, "patch": 8}
 STUDENT = {"width": 32, "depth": 4, "heads": 2, "patch": 8}
@@ -177,7 +177,7 @@ def test_a_saved_state_goes_on_to_the_same_bits(stop, tmp_path):
     first = Group([member(n, KINDS[n], tmp_path) for n in names], teacher(), training, 12, 5, log_steps=4)
     for step in range(stop):
         first.train_step(batch(step))
-    from harness import checkpoint
+    from harness.training import checkpoint
 
     checkpoint.save(tmp_path / "state.pt", first.state())
     second = Group([member(n, KINDS[n], tmp_path) for n in names], teacher(), training, 12, 5, log_steps=4)

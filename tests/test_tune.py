@@ -11,21 +11,21 @@ import pytest
 import yaml
 from experiments import tiny, write
 
-from harness import cli
 from harness import data as harness_data
+from harness.cli import main as cli
 from harness.config import Experiment, load
 from harness.errors import ConfigError, UserError
 from harness.evaluation import Evaluation
-from harness.group_training import GroupTraining
 from harness.interrupts import Interrupted
 from harness.job import Job
+from harness.monitoring.status import status
+from harness.monitoring.status_text import described
 from harness.progress import Console
 from harness.records import read_records
 from harness.runs import Workspace, student_runs
-from harness.status import status
-from harness.status_text import described
-from harness.tune import HELD_OUT, Plan, Tuning, find_goal, make_rungs, tune
-from harness.tuned import table, without_result
+from harness.training.group_training import GroupTraining
+from harness.tuning.tune import HELD_OUT, Plan, Tuning, find_goal, make_rungs, tune
+from harness.tuning.tuned import table, without_result
 
 PLUGIN = '''
 import torch

@@ -12,10 +12,10 @@ from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, now
 from harness.dispatch.states import Standing
 from harness.dispatch.submit import submit
 from harness.errors import UserError, unknown
-from harness.locks import Lock
+from harness.monitoring.status import Item, State, experiments_of, status
 from harness.progress import Console
 from harness.runs import Workspace
-from harness.status import Item, State, experiments_of, status
+from harness.storage.locks import Lock
 
 
 def retry(workspace: Workspace, console: Console, states: Collection[State], titles: Sequence[str]) -> set[Cluster]:

@@ -19,9 +19,9 @@ from harness.dispatch.signals import Asked
 from harness.dispatch.work import Work
 from harness.errors import UserError
 from harness.interrupts import Interrupted
-from harness.locks import Lock, holder, is_stale, owner
 from harness.progress import Console
 from harness.runs import Workspace
+from harness.storage.locks import Lock, holder, is_stale, owner
 
 
 def serve(
@@ -81,7 +81,7 @@ def _serve_apart(workspace: Workspace, console: Console, gpus: str | None, slots
         return
     log = workspace.jobs / "queue.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness.cli", "queue", str(workspace.root.resolve())]
+    command = [sys.executable, "-m", "harness.cli.main", "queue", str(workspace.root.resolve())]
     command += ["--gpus", gpus] if gpus is not None else []
     command += ["--slots", str(slots)] if slots is not None else []
     with open(log, "a", encoding="utf-8") as said:

@@ -20,9 +20,9 @@ from harness.dispatch.signals import Asked
 from harness.dispatch.states import Found
 from harness.errors import UserError
 from harness.interrupts import Interrupted
-from harness.locks import Lock
 from harness.progress import Console
 from harness.runs import Workspace
+from harness.storage.locks import Lock
 
 POLL_S = 1.0
 AT_ONCE_S = 60.0  # a job that is killed sooner than this after its start has got nowhere ...

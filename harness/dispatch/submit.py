@@ -19,11 +19,11 @@ from harness.dispatch.slurm_programs import SlurmError, ask, cluster
 from harness.dispatch.states import Standing, standings
 from harness.dispatch.units import plan
 from harness.errors import ConfigError, UserError, unknown
-from harness.locks import Lock, holder
 from harness.progress import Console
 from harness.results import remember
 from harness.runs import Workspace, bound_runs, student_runs
 from harness.specs import Submission
+from harness.storage.locks import Lock, holder
 
 HASH = "jobs/snapshots/HASH"  # in a script that nobody submits
 

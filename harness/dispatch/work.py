@@ -94,9 +94,9 @@ class Work:
             raise UserError(f"{reason}: `singer-bench submit` goes on there")
 
     def _job(self) -> Job:
-        from harness.distributed import joined_by_submitit
         from harness.environment import device_of
         from harness.job import Job
+        from harness.training.distributed import joined_by_submitit
 
         experiment = snapshot.experiment_of(Path(self.workspace, self.snapshot))
         ranks = joined_by_submitit(device_of(experiment))
@@ -142,7 +142,7 @@ class Work:
 
 
 def _is_about_another_rank(error: Exception) -> bool:
-    from harness.distributed import RankLost
+    from harness.training.distributed import RankLost
 
     return isinstance(error, RankLost)
 

@@ -85,7 +85,7 @@ def grid(tmp_path) -> Path:
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line, with one thread, as its jobs have."""
-    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "harness.cli.main", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 

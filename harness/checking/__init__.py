@@ -1,0 +1,1 @@
+"""The contract checks that every method and task passes, and what they look at."""

@@ -1,0 +1,1 @@
+"""Where the runs of a workspace stand, while they run and after."""

@@ -1,0 +1,1 @@
+"""Maps of tokens as pictures for print."""

@@ -1,0 +1,1 @@
+"""What lies in a workspace: whole or known not to be, locked, of one schema."""

@@ -1,0 +1,199 @@
+"""One process at a time on a group: a lock that a dead process does not keep. No torch.
+
+The lock is a file that appears whole, by a hard link, which fails where there is one already: local disks and every
+version of NFS promise that, while the locks of fcntl and flock depend on a daemon, on how the disk is mounted, and do
+not reach other machines everywhere. A server whose answer was lost may say that the link is there already when it is
+ours, so what counts is which file the name leads to.
+
+The owner touches its lock every `BEAT_S`. It is stale when its process is gone on this very machine, or when nobody
+has touched it for `STALE_S` by the clock that stamps the files, which is the server's: machines whose clocks differ by
+hours agree on it. Who finds it stale removes it while holding a second lock, named after the first one's nonce: of
+several who saw it stale, none can remove the lock that another has taken in the meantime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.errors import UserError
+from harness.storage.disk import now_in
+
+BEAT_S = 20.0
+STALE_S = 300.0
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Lock:
+    """A context manager; `acquire` tells whether the lock was free.
+
+    >>> with Lock(folder / "group.lock") as lock:
+    ...     if lock.acquire(): ...
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] | None = None  # of the file while it is ours
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free or stale. Raises UserError on a file system without hard links."""
+        if self.content is not None:
+            return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**_me(), "nonce": secrets.token_hex(8)}
+        whole = self.path.with_name(f".{content['nonce']}.new")
+        whole.write_text(json.dumps(content))
+        try:
+            if not _linked(whole, self.path) and not (self._remove_stale() and _linked(whole, self.path)):
+                return False
+        finally:
+            whole.unlink(missing_ok=True)
+        self.content = content
+        self._stop.clear()
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+        self._beat.start()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        if self._beat is None:
+            return
+        self._stop.set()
+        self._beat.join()
+        if owner(self.path) == self.content:
+            with contextlib.suppress(OSError):  # on a disk that became read-only it is stale once this process ends
+                self.path.unlink(missing_ok=True)
+        self.content = self._beat = None
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                if _read(self.path) != self.content:
+                    return  # somebody judged it stale: the machine slept for minutes; results are renamed, not shared
+                os.utime(self.path)
+            except FileNotFoundError:
+                return
+            except OSError:
+                continue  # a server that does not answer now may do so at the next beat
+
+    def _remove_stale(self) -> bool:
+        """Whether the lock may be free now: it was stale, and nobody else is about to remove it."""
+        seen = owner(self.path)
+        if not is_stale(self.path):
+            return False
+        nonce = (seen or {}).get("nonce", "unreadable")
+        with Lock(self.path.with_name(f".{self.path.name}.{nonce}")) as removal:
+            if not removal.acquire():
+                return False
+            if owner(self.path) == seen and is_stale(self.path):
+                self.path.unlink(missing_ok=True)
+        return True
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+def _linked(whole: Path, path: Path) -> bool:
+    """Whether `path` now is `whole`: False where there is such a file already."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        return _same(whole, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise UserError(
+            f"the file system of {str(path.parent)!r} has no hard links, which locks need; "
+            "put the workspace on a local disk or NFS (--workspace)"
+        ) from error
+    return True
+
+
+def _same(whole: Path, path: Path) -> bool:
+    try:
+        return os.path.samefile(whole, path)
+    except FileNotFoundError:
+        return False
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "space": _pid_space(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _pid_space() -> str | None:
+    """Containers may share a host's name but not its process numbers."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks, or "dead" for one that only waits for its parent.
+
+    A pid alone may have been given to another process since.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "dead" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return None
+
+
+def owner(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock (host, pid, ...), or None where it is free or cannot be read."""
+    try:
+        return _read(path)
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock, in words."""
+    found = owner(path)
+    return "nobody" if found is None else f"process {found.get('pid')} on {found.get('host')}"
+
+
+def is_stale(path: Path) -> bool:
+    """Whether a lock's owner is gone."""
+    found = owner(path) or {}
+    try:
+        touched_s = path.stat().st_mtime
+    except OSError:
+        return False
+    here = {"host": socket.gethostname(), "space": _pid_space()}
+    if here.items() <= found.items() and isinstance(found.get("pid"), int):
+        return not _alive(found["pid"], found.get("started"))
+    return now_in(path.parent) - touched_s > STALE_S
+
+
+def _alive(pid: int, started: object) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's: it lives
+    now = _started(pid)
+    return started is None or now is None or now == started

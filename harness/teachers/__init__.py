@@ -1,0 +1,1 @@
+"""What is done to a teacher before anybody learns from it: repairs, registers, planted artifacts."""

@@ -196,7 +196,7 @@ class Method(nn.Module, abc.ABC):
             random draws or state that `losses` changes. Several ranks then compute it on their own images each;
             else every rank computes it on all of them.
         search: hyperparameter -> space, for equal-budget tuning: ("log", low, high), ("uniform", low, high),
-            ("int", low, high) with both ends, or ("choice", a, b, ...); `harness.tuning.search` reads them.
+            ("int", low, high) with both ends, or ("choice", a, b, ...); `harness.search` reads them.
     Instance attributes that __init__ may set:
         lr_scale: own submodule's name -> learning-rate multiplier.
         student_layers, teacher_layers: blocks whose tokens it wants.

@@ -18,6 +18,7 @@ from harness.datasets.suites import expanded
 from harness.errors import ConfigError, UserError, no_file
 from harness.parsing.sentences import sentences
 from harness.parsing.yaml_files import change, merge, read_yaml
+from harness.search import spaces
 from harness.specs import (
     EXPORTED,
     DataSpec,
@@ -34,8 +35,7 @@ from harness.specs import (
     Training,
     as_tuple,
 )
-from harness.teachers.twins import twin
-from harness.tuning.search import spaces
+from harness.twins import twin
 
 SHORT = {"methods": "method", "tasks": "task"}  # `- fitnet` is short for `- {method: fitnet}`
 

@@ -26,7 +26,7 @@ from harness.probes import minibatches
 from harness.seeds import derive
 from harness.segmenting import IGNORED, read_sample
 from harness.sources import Source
-from harness.training.workers import loaded
+from harness.workers import loaded
 
 RATIOS = (0.5, 2.0)  # of the short side to the crop's
 MOST_OF_ONE_CLASS = 0.75

@@ -21,10 +21,10 @@ from torchvision.transforms import v2
 from harness.api import Batch
 from harness.errors import UserError, unknown
 from harness.interrupts import left_to_the_parent
+from harness.prefetch import on_device
 from harness.seeds import derive
 from harness.sources import Source, Unread, View, balanced_subset, hold_out
-from harness.training.prefetch import on_device
-from harness.training.workers import loaded
+from harness.workers import loaded
 
 _OPEN: dict[str, Source] = {}  # listing a large folder takes minutes: once a process is enough
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from harness import models
+from harness import models, students
 from harness.api import Task
 from harness.data import Data
 from harness.errors import ConfigError, UserError
@@ -34,7 +34,6 @@ from harness.runs import Run, TaskRun, task_runs, waiting_for_tasks
 from harness.seeds import content_hash
 from harness.sources import Source, View
 from harness.specs import REPAIRS
-from harness.storage import students
 from harness.storage.feature_files import Spec
 from harness.storage.integrity import Damaged, set_aside
 from harness.storage.locks import Lock

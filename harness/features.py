@@ -28,7 +28,7 @@ from harness.reference import Reference
 from harness.seeds import content_hash
 from harness.sources import Source, Unread, View
 from harness.storage.feature_files import Spec, Writer, make_room, only_one, read
-from harness.training.workers import loaded
+from harness.workers import loaded
 
 LAYOUT = 2  # of the files; raised when the same key would mean other content
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -10,7 +10,7 @@ from typing import Any
 from harness.catalogue import Catalogue
 from harness.errors import UserError, no_file
 from harness.specs import EXPORTED, LOCAL, REPAIRS, DataSpec, ModelSpec, TeacherSpec
-from harness.teachers.twins import twin
+from harness.twins import twin
 
 
 def _file_hash(path: Path) -> str:

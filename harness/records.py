@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from harness.errors import UserError
-from harness.storage.migrations import FIRST, migrated
+from harness.migrations import FIRST, migrated
 
-SCHEMA = 2  # raised when what a file holds changes; harness/storage/migrations.py brings older ones to this one
+SCHEMA = 2  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
 LARGEST = 1e150  # its square is still a double, so every mean and spread of values is finite
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)

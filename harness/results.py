@@ -10,13 +10,13 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
+from harness import students
 from harness.catalogue import Catalogue, Entry, catalogue
 from harness.config import Experiment
 from harness.errors import UserError, unknown
 from harness.records import read_records, write_atomic
 from harness.runs import Workspace, bound_runs, student_runs, task_runs
 from harness.specs import EXPORTED, LOCAL
-from harness.storage import students
 
 
 def shipped(name: str) -> Path:

@@ -17,8 +17,8 @@ from harness.records import RunInfo, has_record, write_atomic
 from harness.seeds import content_hash
 from harness.specs import REPAIRS
 from harness.storage.integrity import generations, read_json
-from harness.teachers.twins import twin
-from harness.training.sizes import largest
+from harness.storage.sizes import largest
+from harness.twins import twin
 
 IDENTITY = 1  # raised when the harness changes what a student becomes for the same specification
 
@@ -79,7 +79,7 @@ class Workspace:
     records/              <run id>.<task id>.json
     groups/<group id>/    group.json, checkpoint.pt and checkpoint.previous.pt of trainings under way
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
-    sizes/                <hash>.json: how many students fit on a device, `harness.training.sizes`
+    sizes/                <hash>.json: how many students fit on a device, `harness.storage.sizes`
     jobs/                 what was submitted: `harness.dispatch.ledger`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """

@@ -194,7 +194,7 @@ class Standardise(Strict):
 
 
 class RegisterTeacher(Strict):
-    """The teacher's twin that was trained with registers, in its place: `harness.teachers.twins`."""
+    """The teacher's twin that was trained with registers, in its place: `harness.twins`."""
 
     model: str | None = None  # None: the twin that timm has; or the same architecture where it is trained here
     checkpoint: str | None = None
@@ -285,7 +285,7 @@ class MethodSpec(Strict):
     label: str | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     teacher: dict[str, Any] = Field(default_factory=dict)  # changes to the experiment's teacher
-    search: Options | None = None  # changes to the method's search spaces: harness.tuning.search
+    search: Options | None = None  # changes to the method's search spaces: harness.search
     trials: Annotated[int, Field(gt=0)] | None = None  # settings among which these hyperparameters were chosen
 
     def title(self) -> str:

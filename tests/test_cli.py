@@ -171,7 +171,7 @@ def test_quick_commands_import_nothing_heavy(tmp_path, workspace, config):
     ]
     code = f"""
 import sys
-from harness.cli import main
+from harness.cli.main import main
 for args in {commands!r}:
     sys.argv = ["singer-bench", *args]
     try:

@@ -19,13 +19,13 @@ from harness.config import Experiment, merge, parse
 from harness.errors import UserError
 from harness.monitoring.glance import Glance
 from harness.monitoring.pace import duration
-from harness.planning import dry_steps
 from harness.planning.estimates import NO_IMAGES, NO_PAST, Estimate, of_evaluations, of_trainings, wall_s
 from harness.planning.past import Machine, Past, add_past, past_here, read_of
 from harness.planning.plans import plan
 from harness.records import Cost, MetricInfo, Record, record_path, write_record
 from harness.runs import Group, Run, Workspace, bound_runs, fit_runs, groups, student_runs, task_runs
 from harness.seeds import content_hash
+from harness.training import dry_steps
 from harness.training.builder import open_data
 
 RAW: dict[str, Any] = {

@@ -39,7 +39,7 @@ from harness.records import read_records
 from harness.results import export, remember
 from harness.runs import Workspace, pending, student_runs
 from harness.specs import Runtime
-from harness.training.workers import loaded
+from harness.workers import loaded
 from leaderboard.render import render
 from leaderboard.write import load
 from tasks.artifacts import Artifacts

@@ -16,9 +16,9 @@ from harness.interrupts import Interrupted
 from harness.job import Job
 from harness.progress import Console
 from harness.runs import Workspace, groups, student_runs
+from harness.storage.sizes import UNMEASURED, largest, note, noted
 from harness.training import fitting, memory, train
 from harness.training.fitting import PROBED, how_many
-from harness.training.sizes import UNMEASURED, largest, note, noted
 
 REASON = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from harness import prefetch
 from harness.api import Batch
 from harness.data import Data, batches
+from harness.prefetch import on_device, one_ahead
 from harness.toys import Colours
-from harness.training import prefetch
-from harness.training.prefetch import on_device, one_ahead
 
 NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

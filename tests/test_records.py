@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness import records
+from harness import migrations, records
 from harness.errors import UserError
 from harness.records import (
     SCHEMA,
@@ -33,7 +33,6 @@ from harness.records import (
     write_atomic,
     write_record,
 )
-from harness.storage import migrations
 
 ROOT = Path(__file__).parents[1]
 

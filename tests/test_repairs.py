@@ -26,9 +26,9 @@ from harness.teachers import repaired as teachers
 from harness.teachers.planting import plant
 from harness.teachers.repaired import repaired, repairs_of, unfound
 from harness.teachers.repairs import Averaging, Clipping, Repaired, Standardising, shifted, vit_identity
-from harness.teachers.twins import TWINS, twin
 from harness.toys import PixelVit
 from harness.training.builder import Builder
+from harness.twins import TWINS, twin
 
 BASE: dict[str, Any] = {
     "teacher": {"width": 48},

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from harness.catalogue import Catalogue, catalogue
 from harness.config import parse
 from harness.errors import ConfigError, UserError
+from harness.search import SAMPLERS, spaces
+from harness.search import settings as drawn
 from harness.specs import MethodSpec
-from harness.tuning.search import SAMPLERS, spaces
-from harness.tuning.search import settings as drawn
 
 METHOD = '''
 from harness.api import Method

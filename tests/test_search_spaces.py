@@ -7,8 +7,8 @@ import math
 import pytest
 
 from harness.catalogue import catalogue
+from harness.search import spaces
 from harness.specs import MethodSpec
-from harness.tuning.search import spaces
 
 KNOWN = catalogue()
 FOUND = {name: spaces(KNOWN, MethodSpec(method=name)) for name in KNOWN.methods}  # presets keep what defines them

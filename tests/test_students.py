@@ -8,8 +8,8 @@ import pytest
 import yaml
 from test_checkpoint import cut, flip
 
+from harness import students
 from harness.errors import UserError
-from harness.storage import students
 from harness.storage.integrity import Damaged
 
 DAMAGES = {

@@ -24,7 +24,7 @@ from harness.parsing.yaml_files import read_yaml
 from harness.runs import Run, TaskRun, Workspace, bound_runs, fit_runs, student_runs, task_runs
 from harness.storage.disk import now_in
 from harness.storage.locks import is_stale, owner
-from harness.storage.students import logged_step
+from harness.students import logged_step
 
 Kind = Literal["fit", "train", "evaluate"]
 State = Literal[

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness import models
+from harness import models, students
 from harness.config import Experiment, parse
 from harness.data import Data
 from harness.environment import device_of
@@ -29,7 +29,6 @@ from harness.registry import load_plugin
 from harness.runs import Run, Workspace, student_runs
 from harness.sources import Source
 from harness.specs import LOCAL, ModelSpec, TeacherSpec
-from harness.storage import students
 from harness.training.builder import Builder
 
 SAMPLE = 64  # images that outlier shares and histograms are of, however many are shown

@@ -20,7 +20,7 @@ from harness.runs import IDENTITY, Run, TaskRun, Workspace
 from harness.seeds import content_hash
 from harness.specs import DataSpec
 from harness.storage.integrity import Damaged
-from harness.storage.students import described
+from harness.students import described
 
 HERE = "records here"
 A_ROW = 3  # past runs of a row that are looked at

@@ -64,7 +64,7 @@ class _Plan:
         for folder in records:
             add_past(past, folder, self.experiment.data)
         if benchmark and self.trainings:
-            from harness.planning.dry_steps import measure
+            from harness.training.dry_steps import measure
 
             measure(self.experiment, self.workspace, self.trainings, past)
         return past

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness import models
+from harness import models, students
 from harness.api import Method, Vit, frozen
 from harness.config import DataSpec, Experiment, TeacherSpec
 from harness.data import Data, steps_an_epoch
@@ -22,13 +22,12 @@ from harness.registry import build_method, method_class
 from harness.runs import Run, Workspace, fit_run, teacher_key
 from harness.seeds import content_hash, derive
 from harness.sources import Source
-from harness.storage import students
 from harness.storage.integrity import Damaged, read_json
 from harness.storage.locks import Lock
 from harness.teachers.planting import plant
 from harness.teachers.repaired import repaired, repairs_of, unfound
-from harness.teachers.twins import twin
 from harness.training.calibration import SourceCalibration, calibration_images
+from harness.twins import twin
 
 TEACHERS = 3  # in memory at once: the experiment's, its clean twin, and a control's
 

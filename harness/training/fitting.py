@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from harness.planning.dry_steps import Dry
 from harness.progress import Console
 from harness.runs import Group, Run, groups
 from harness.storage.locks import Lock
+from harness.storage.sizes import note, noted
 from harness.training import train
 from harness.training.builder import Builder
+from harness.training.dry_steps import Dry
 from harness.training.memory import Gpu, give_back, memory_of
-from harness.training.sizes import note, noted
 
 PROBED = 8  # rows that are measured; those behind them count as much as the dearest of these
 STEPS = 2  # the second one has the optimiser's state beside everything that the first one had

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from harness import models
+from harness import models, students
 from harness.api import Method, Vit
 from harness.config import Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
@@ -28,7 +28,7 @@ from harness.monitoring.pace import Pace
 from harness.progress import Console
 from harness.records import Cost, write_atomic
 from harness.runs import Group, Run
-from harness.storage import integrity, students
+from harness.storage import integrity
 from harness.training import checkpoint, train
 from harness.training.builder import Builder
 from harness.training.distributed import RankLost, Ranks

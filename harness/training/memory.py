@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from harness import students
 from harness.runs import Group, Workspace
-from harness.storage import students
-from harness.training.sizes import note
+from harness.storage.sizes import note
 
 MARGIN = 0.1  # of the memory that is left alone: fragments, other layers of other methods, torch's own workspaces
 

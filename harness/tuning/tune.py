@@ -30,9 +30,9 @@ from harness.records import MetricInfo, read_record, record_path
 from harness.registry import load_plugin, task_class
 from harness.results import remember
 from harness.runs import Run, Workspace, student_runs, task_runs
+from harness.search import settings
 from harness.specs import MethodSpec, TaskSpec, Training
 from harness.training.builder import open_data
-from harness.tuning.search import settings
 
 HELD_OUT = 0.1  # of the training split, where the experiment does not say
 

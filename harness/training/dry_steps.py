@@ -21,10 +21,10 @@ from harness.registry import load_plugin
 from harness.runs import Group, Run, Workspace
 from harness.seeds import content_hash, derive
 from harness.specs import Fit, Training
-from harness.teachers.twins import twin
 from harness.training import train
 from harness.training.builder import Builder
 from harness.training.group_training import train_settings
+from harness.twins import twin
 
 HERE = "steps measured here and now"
 WARM, TIMED = 2, 3  # steps; the first ones allocate, choose kernels, compile

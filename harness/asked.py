@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from harness.config import parse
+from harness.config import Experiment, parse
 from harness.errors import UserError
 from harness.parsing.yaml_files import read_yaml
 from harness.records import RunInfo
 from harness.runs import Workspace, student_runs
 
+AskedFor = list[tuple[RunInfo, str | None]]  # students, with why a training failed, or None
 
-def asked_for(workspace: Workspace) -> tuple[list[tuple[RunInfo, str | None]], list[str]]:
-    """Every student that the experiments name, with why its training failed, or None; sentences about what is unknown.
+
+def asked_by(experiment: Experiment, workspace: Workspace) -> AskedFor:
+    """Every student that an experiment names. Raises UserError where a file that decides a run's identity is gone."""
+    runs = student_runs(experiment)
+    whys = [workspace.failure(run.id) for run in runs]
+    said = [None if why is None else f"at step {why['step']}: {why['reason']}" for why in whys]
+    return [(run.info, why) for run, why in zip(runs, said, strict=True)]
+
+
+def asked_for(workspace: Workspace) -> tuple[AskedFor, list[str]]:
+    """Every student that the workspace's experiments name; sentences about what is unknown.
 
     A run that several experiments name comes once.
     """
@@ -18,11 +28,9 @@ def asked_for(workspace: Workspace) -> tuple[list[tuple[RunInfo, str | None]], l
     unknown = []
     for path in sorted((workspace.root / "experiments").glob("*.yaml")):
         try:
-            runs = student_runs(parse(read_yaml(path), str(path)))
-            whys = [workspace.failure(run.id) for run in runs]
+            asked = asked_by(parse(read_yaml(path), str(path)), workspace)
         except UserError as error:  # such as a checkpoint that was moved: its records can be shown all the same
             unknown.append(f"What experiment {path.stem} asks for is not known: {error}")
             continue
-        for run, why in zip(runs, whys, strict=True):
-            found[run.id] = run.info, None if why is None else f"at step {why['step']}: {why['reason']}"
+        found |= {info.id: (info, why) for info, why in asked}
     return list(found.values()), unknown

@@ -11,6 +11,7 @@ import yaml
 from tabulate import tabulate
 
 from harness import students
+from harness.asked import asked_by
 from harness.catalogue import Catalogue, Entry, catalogue
 from harness.config import Experiment
 from harness.errors import UserError, unknown
@@ -46,6 +47,7 @@ def remember(experiment: Experiment, workspace: Workspace) -> None:
 
 def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
     """The primary metrics of one experiment, as markdown; all of them go into the workspace's leaderboard.md, .csv."""
+    from leaderboard.drafts import Asked
     from leaderboard.render import render
     from leaderboard.table import rows_and_columns
 
@@ -60,10 +62,11 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
     ]
     if not mine:
         return "no results yet\n"
-    whole = rows_and_columns(mine, metrics="all", costs=True, problems=problems)
+    asked = [Asked(*one) for one in asked_by(experiment, workspace)]
+    whole = rows_and_columns(mine, metrics="all", costs=True, problems=problems, asked=asked)
     for format, suffix in (("markdown", "md"), ("csv", "csv")):
         write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
-    short = render(rows_and_columns(mine, problems=problems), "markdown")
+    short = render(rows_and_columns(mine, problems=problems, asked=asked), "markdown")
     return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}\n"
 
 

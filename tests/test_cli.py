@@ -519,8 +519,12 @@ def test_run_ends_with_1_and_the_reason_where_a_student_failed(call, config, wor
     failed = student_runs(experiment)[1]
     os.rename(workspace.student(failed.id), workspace.partial(failed.id))
     fail(failed, workspace)
-    code, _, err = call("run", config, "--workspace", workspace.root, "--quiet")
+    for path in workspace.records.glob(f"{failed.id}.*"):
+        path.unlink()
+    code, out, err = call("run", config, "--workspace", workspace.root, "--quiet")
     assert code == 1
+    assert "at step 7: loss kd is nan" in out  # the table says it too, and so does the one that is kept
+    assert "at step 7: loss kd is nan" in (workspace.root / "leaderboard.md").read_text()
     assert err.splitlines() == [
         "failed: fitnet seed 0 at step 7: loss kd is nan",
         "the same command with --retry-failed trains failed ones again",

@@ -126,7 +126,7 @@ def write(path: Path, text: str) -> None:
 
 def seconds(*arguments: str) -> tuple[float, float, int]:
     """Of a whole command, the quickest of some, by the wall's clock and of the processor; how many lines it printed."""
-    command = [sys.executable, "-m", "harness.cli.main", *arguments]
+    command = [sys.executable, "-m", "harness.cli", *arguments]
     found = []
     for _ in range(ROUNDS):
         start, before = time.perf_counter(), processor_s()

@@ -188,7 +188,7 @@ for args in {commands!r}:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # it is noticed at the end, or at the first line
 def test_a_reader_that_goes_away_is_no_mistake(unbuffered):
-    words = f"{sys.executable} -m harness.cli.main list tasks | true; exit ${{PIPESTATUS[0]}}"
+    words = f"{sys.executable} -m harness.cli list tasks | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(["bash", "-c", words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -196,7 +196,7 @@ def test_a_reader_that_goes_away_is_no_mistake(unbuffered):
 
 def test_it_runs_as_a_module_under_its_own_name():
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli.main", "plan"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "harness.cli", "plan"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: singer-bench plan")

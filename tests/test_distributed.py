@@ -642,7 +642,7 @@ def test_the_command_line_runs_under_torchrun(alone, together, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command += ["-m", "harness.cli.main", "run", str(config), "--workspace", str(tmp_path / "workspace")]
+    command += ["-m", "harness.cli", "run", str(config), "--workspace", str(tmp_path / "workspace")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True

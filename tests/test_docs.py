@@ -40,7 +40,7 @@ def test_the_documented_method_runs_as_a_plugin_from_outside(my_method, tmp_path
     plain = tiny(tmp_path, tasks=["artifacts"]).model_dump(mode="json")
     plain["data"]["root"] = str(images(tmp_path / "images"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(plain))
-    command = [sys.executable, "-m", "harness.cli.main", "run", str(tmp_path / "tiny.yaml")]
+    command = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "tiny.yaml")]
     command += ["--plugin", str(my_method), "--set", "methods=[fitnet, cosine]", "--workspace", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def singer_bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli.main", *args]
+    command = [sys.executable, "-m", "harness.cli", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 

@@ -119,7 +119,7 @@ def test_mistakes_are_one_line_and_exit_code_2(workspace, tmp_path):
     }
     for arguments, words in commands.items():
         done = subprocess.run(
-            [sys.executable, "-m", "harness.cli.main", "protocols", *arguments],
+            [sys.executable, "-m", "harness.cli", "protocols", *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -127,7 +127,7 @@ def test_mistakes_are_one_line_and_exit_code_2(workspace, tmp_path):
         )
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli.main", "protocols", "show", f"{workspace}/longer"],
+        [sys.executable, "-m", "harness.cli", "protocols", "show", f"{workspace}/longer"],
         cwd=ROOT,
         capture_output=True,
         text=True,

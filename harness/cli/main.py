@@ -92,7 +92,3 @@ def options(
     ] = False,
 ) -> None:
     """Compare methods of distilling a large Vision Transformer into a small one."""
-
-
-if __name__ == "__main__":
-    main()

@@ -81,7 +81,7 @@ def _serve_apart(workspace: Workspace, console: Console, gpus: str | None, slots
         return
     log = workspace.jobs / "queue.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness.cli.main", "queue", str(workspace.root.resolve())]
+    command = [sys.executable, "-m", "harness.cli", "queue", str(workspace.root.resolve())]
     command += ["--gpus", gpus] if gpus is not None else []
     command += ["--slots", str(slots)] if slots is not None else []
     with open(log, "a", encoding="utf-8") as said:

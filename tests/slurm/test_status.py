@@ -51,7 +51,7 @@ class Raising(Method):
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -14,7 +14,7 @@ import yaml
 from experiments import same, students
 
 from harness.config import load
-from harness.dispatch import slurm as submission
+from harness.dispatch import slurm_jobs
 from harness.dispatch.ledger import Entry, Ledger
 from harness.records import read_records
 from harness.runs import Workspace
@@ -85,7 +85,7 @@ def grid(tmp_path) -> Path:
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line, with one thread, as its jobs have."""
-    command = [sys.executable, "-m", "harness.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
@@ -112,7 +112,7 @@ class Watched:
 
     def state(self, label: str, kind: str = "train") -> str:
         entries = Ledger(self.workspace).entries()
-        return submission.look(self.workspace, entries)[self.entry(label, kind).unit.id].state
+        return slurm_jobs.look(self.workspace, entries)[self.entry(label, kind).unit.id].state
 
     def step(self, label: str) -> int:
         run = self.entry(label).unit.runs[0]

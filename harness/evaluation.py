@@ -16,6 +16,7 @@ from harness.data import Data
 from harness.errors import ConfigError, UserError
 from harness.feature_arrays import ArrayName
 from harness.features import Encoder, Share
+from harness.live.live import Live
 from harness.progress import Console
 from harness.records import (
     Cost,
@@ -49,8 +50,10 @@ class Evaluation:
     With several ranks, rank 0 evaluates, and the others encode with it whatever its cache lacks.
     """
 
-    def __init__(self, builder: Builder, console: Console, environment: dict[str, Any], ranks: Ranks = ONE) -> None:
-        self.builder, self.console, self.environment, self.ranks = builder, console, environment, ranks
+    def __init__(
+        self, builder: Builder, console: Console, environment: dict[str, Any], live: Live, ranks: Ranks = ONE
+    ) -> None:
+        self.builder, self.console, self.environment, self.live, self.ranks = builder, console, environment, live, ranks
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
         self.cache_gb = self.experiment.runtime.cache_gb
         self.written = 0
@@ -227,4 +230,5 @@ class Evaluation:
             )
             if not has_record(self.workspace.records, run.id, task_id):
                 write_record(self.workspace.records, record)
+            self.live.measured(run, record.task, record.values, record.cost.steps or 0)
             self.written += 1

@@ -16,6 +16,7 @@ from harness.environment import device_of, environment
 from harness.errors import UserError
 from harness.evaluation import Evaluation
 from harness.interrupts import Interrupted, Stop
+from harness.live.live import Live
 from harness.progress import Console
 from harness.registry import load_plugin
 from harness.runs import Group, Run, Workspace, bound_runs, fit_runs, groups, student_runs
@@ -62,10 +63,11 @@ class Job:
         if not ranks.alone:
             self.environment["ranks"] = ranks.world
         self.builder = Builder(experiment, workspace, self.device, self._fit if ranks.first else self._await)
-        self.evaluation = Evaluation(self.builder, self.console, self.environment, ranks)
+        self.live = Live(experiment, workspace.live, self.console.say, ranks.first)
+        self.evaluation = Evaluation(self.builder, self.console, self.environment, self.live, ranks)
         self.outcome = Outcome()
         self.stop = Stop()
-        self.training = GroupTraining(self.builder, self.console, self.environment, self.stop, ranks)
+        self.training = GroupTraining(self.builder, self.console, self.environment, self.stop, ranks, self.live)
         self._said: set[str] = set()
 
     def run(self, train: Collection[str] | None = None, evaluate: Collection[str] | None = None) -> Outcome:
@@ -109,7 +111,13 @@ class Job:
 
     @contextlib.contextmanager
     def _leading(self) -> Iterator[None]:
-        with self.stop, in_words(self.workspace.root), tf32(False), orders.leading(self.ranks):
+        with (
+            self.stop,
+            in_words(self.workspace.root),
+            tf32(False),
+            orders.leading(self.ranks),
+            contextlib.closing(self.live),
+        ):
             yield
 
     def _follow(self) -> Outcome:

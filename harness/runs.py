@@ -81,6 +81,7 @@ class Workspace:
     teachers/<key>/       report.json, statistics.safetensors: what was found when a teacher was repaired
     sizes/                <hash>.json: how many students fit on a device, `harness.storage.sizes`
     jobs/                 what was submitted: `harness.dispatch.ledger`
+    live/<logger>/        what TensorBoard and others show of trainings: `harness.live`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """
 
@@ -90,6 +91,7 @@ class Workspace:
         self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
         self.protocols, self.data = self.root / "protocols", self.root / "data"
         self.teachers, self.jobs, self.sizes = self.root / "teachers", self.root / "jobs", self.root / "sizes"
+        self.live = self.root / "live"
 
     def student(self, run_id: str) -> Path:
         return self.students / run_id

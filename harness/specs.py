@@ -313,6 +313,10 @@ def _is_group_size(value: Any) -> Any:
 GroupSize = Annotated[int | Literal["auto"], BeforeValidator(_is_group_size)]
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+LoggerNames = Annotated[tuple[LoggerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else as_tuple(v))]
+
+
 class Runtime(Strict):
     """How, where and how safely it runs. None of it changes a result, so none is part of an identity."""
 
@@ -322,6 +326,7 @@ class Runtime(Strict):
     checkpoint_steps: Annotated[int, Field(gt=0)] = 500
     checkpoint_minutes: Positive = 10.0
     log_steps: Annotated[int, Field(gt=0)] = 20
+    log: LoggerNames | None = None  # who shows what is logged and measured; None: tensorboard, where it is installed
     batch_size: Annotated[int, Field(gt=0)] = 128  # of evaluation passes
     cache_gb: Positive | None = None  # of features on disk: what was used longest ago goes first; None: no limit
 

@@ -24,6 +24,7 @@ from harness.config import Training
 from harness.data import Augment, batch_indices, batches, steps_an_epoch
 from harness.errors import UserError
 from harness.interrupts import Interrupted, Stop
+from harness.live.live import Live
 from harness.monitoring.pace import Pace
 from harness.progress import Console
 from harness.records import Cost, write_atomic
@@ -48,9 +49,10 @@ class GroupTraining:
     """Trains the groups of one experiment."""
 
     def __init__(
-        self, builder: Builder, console: Console, environment: dict[str, Any], stop: Stop, ranks: Ranks
+        self, builder: Builder, console: Console, environment: dict[str, Any], stop: Stop, ranks: Ranks, live: Live
     ) -> None:
         self.builder, self.console, self.environment, self.stop, self.ranks = builder, console, environment, stop, ranks
+        self.live = live
         self.experiment, self.workspace, self.device = builder.experiment, builder.workspace, builder.device
 
     def train(self, group: Group, planned: str) -> list[str] | None:
@@ -108,7 +110,7 @@ class GroupTraining:
         titles = f"training {len(members)} students ({named(group.runs)})"
         pace = Pace(None if path is None else path.parent, steps, training.batch_size, self.device)
         self.stop.saving = True
-        with self.console.bar(titles, steps, trained.step) as bar:
+        with self.live.training(group.runs, trained), self.console.bar(titles, steps, trained.step) as bar:
             finished = train.run(
                 trained,
                 saved_first(self._stream(training, group.runs[0].info.seed, trained), save),

@@ -100,8 +100,9 @@ class Group:
 
     Attributes:
         steps, steps_an_epoch: in all, and in one pass over the data. ranks: who trains it, and which this one is.
-        say: hears of what people should know of. step: the next one. clock: this rank's teacher and own seconds so
-        far. skipped: broken images so far. compiled: the blocks of all models, with `training.compile`.
+        say: hears of what people should know of. logged: hears of each line of a member's train.jsonl, on the first
+        rank. step: the next one. clock: this rank's teacher and own seconds so far. skipped: broken images so far.
+        compiled: the blocks of all models, with `training.compile`.
     """
 
     members: list[Member]
@@ -121,6 +122,7 @@ class Group:
         self.clock = Clock(self.device)
         self.reads_logits = False
         self.begun = False  # in this process
+        self.logged: Callable[[str, dict[str, float]], None] = lambda member, line: None
         for member in self.members:
             member.prepare(self.training, self.device, self.ranks)
         models = [self.teacher, *(member.student for member in self.members)] * self.training.compile
@@ -245,10 +247,16 @@ class Group:
                 member.failure = {"reason": "the loss is not finite", "step": at}
                 continue
             means = {name: float(value) / member.counted for name, value in member.sums.items()}
-            line = {"step": self.step, "epoch": self.step / self.steps_an_epoch, "lr": self.training.lr * share}
+            line = {
+                "step": self.step,
+                "epoch": self.step / self.steps_an_epoch,
+                "lr": self.training.lr * share,
+                **means,
+            }
             if self.ranks.first:
                 with open(member.folder / "train.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps({**line, **means}) + "\n")
+                    file.write(json.dumps(line) + "\n")
+                self.logged(member.id, line)
             member.sums, member.counted = {}, 0
         self.peak_memory_gb = max(self.peak_memory_gb, peak_memory_gb(self.device))
 

@@ -1,0 +1,1 @@
+"""Trainings as others show them while they run: TensorBoard, Weights & Biases, MLflow."""

@@ -80,11 +80,11 @@ class Live:
         for sender in self.senders:
             sender.scalars(run.id, steps, {f"{column}/{name}": v for name, v in values.items()}, training=False)
 
-    def close(self, wait_s: float = WAIT_S) -> None:
-        """No more comes for now; what is on its way is waited for, for so long at most."""
+    def close(self) -> None:
+        """No more comes for now; what is on its way is waited for, `WAIT_S` a logger at most."""
         self._end_measured()
         for sender in self.senders:
-            sender.close(wait_s)
+            sender.close(WAIT_S)
 
     def _start(self, run: Run, step: int | None) -> None:
         for sender in self.senders:

@@ -20,12 +20,14 @@ class WandB(Logger):
     @classmethod
     def prepare(cls) -> None:
         wandb: Any = importlib.import_module("wandb")
-        if wandb.setup().settings.mode in ("offline", "disabled"):
+        if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
             return
         try:
-            wandb.login()  # asks on a terminal; later nobody could answer
+            known, reason = wandb.login(), "nobody is logged in"  # it asks on a terminal; later nobody could answer
         except Exception as error:
-            raise UserError(f"runtime.log: wandb cannot be used: {error}; or set WANDB_MODE=offline") from error
+            known, reason = False, str(error)
+        if not known:
+            raise UserError(f"runtime.log: wandb cannot be used: {reason}; or set WANDB_MODE=offline")
 
     def start(self, run: Shown) -> int:
         wandb: Any = importlib.import_module("wandb")

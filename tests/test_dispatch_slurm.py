@@ -13,7 +13,7 @@ from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
 from harness.cli import main as cli
-from harness.dispatch import sbatch, slurm, submit, waiting
+from harness.dispatch import sbatch, slurm, slurm_jobs, submit, waiting
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.work import Work
 from harness.errors import UserError
@@ -142,7 +142,7 @@ def test_a_submitter_that_was_killed_before_sbatch_has_submitted_nothing(fake, g
         with pytest.raises(Killed):
             go(grid, tmp_path / "w")
     assert fake.jobs() == {}
-    found = slurm.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
+    found = slurm_jobs.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
     assert {one.state for one in found.values()} == {"lost"}
     assert len(go(grid, tmp_path / "w")) == 5
 
@@ -189,7 +189,7 @@ def test_a_number_that_another_array_has_now_is_not_taken_for_ours(fake, grid, t
     """A cluster that was set up anew counts from the beginning."""
     go(grid, tmp_path / "w")
     fake.write({n: {**job, "name": f"other{n}", "state": "RUNNING"} for n, job in fake.jobs().items()})
-    found = slurm.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
+    found = slurm_jobs.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
     assert {one.state for one in found.values()} == {"lost"}
 
 

@@ -18,14 +18,19 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from harness import code_state
-from harness.dispatch import snapshot
+from harness.dispatch import slurm_jobs, snapshot
+from harness.dispatch.dead import release
 from harness.dispatch.ledger import Entry, Ledger, Unit, now
+from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.snapshot import shell_lines, take
+from harness.dispatch.states import Seen
 from harness.dispatch.units import plan
 from harness.dispatch.work import Work
 from harness.errors import UserError
 from harness.results import remember
 from harness.runs import Workspace, student_runs
+from harness.storage import locks
+from harness.storage.locks import Lock
 
 ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -237,6 +242,79 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(number
     run(experiment, tmp_path / "undisturbed")
     found, wanted = students(experiment, workspace.root), students(experiment, tmp_path / "undisturbed")
     assert all(same(found[title], weights) for title, weights in wanted.items())
+
+
+# Locks that a dead job has left on another machine
+
+
+@pytest.fixture
+def held(here, tmp_path, monkeypatch):
+    """A lock of a job of this cluster whose node has died: gives what writes it."""
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+    def write(cluster: str = "big", number: str = "1", restarts: int = 0) -> Path:
+        path = tmp_path / "w" / "locks" / "train-g.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        job = {"cluster": cluster, "number": number, "restarts": restarts}
+        path.write_text(json.dumps({**locks._me(), "host": "dead-node", "nonce": "n", "job": job}))
+        return path
+
+    return write
+
+
+def says(monkeypatch, *jobs: Seen) -> None:
+    monkeypatch.setattr(slurm_jobs, "_squeue", lambda which: [("", job) for job in jobs])
+
+
+def test_an_earlier_start_of_this_job_is_dead_whatever_slurm_says(held, tmp_path, monkeypatch):
+    def silent(_: str) -> None:
+        raise SlurmError("Slurm does not answer")
+
+    monkeypatch.setattr(slurm_jobs, "_squeue", silent)
+    path = held()
+    assert not Lock(path).acquire()
+    assert release(Workspace(tmp_path / "w")) == [path]
+    with Lock(path) as lock:
+        assert lock.acquire()
+        assert release(Workspace(tmp_path / "w")) == [] and path.exists()  # this very start's
+    assert list(path.parent.iterdir()) == []
+    held(number="2")
+    assert release(Workspace(tmp_path / "w")) == []  # of other jobs nothing is known
+
+
+@pytest.mark.parametrize(
+    ("job", "dead"),
+    [
+        (None, True),
+        (Seen("2_1", "NODE_FAIL"), True),
+        (Seen("2_1", "PENDING", restarts=1), True),
+        (Seen("2_1", "RUNNING", restarts=1), True),
+        (Seen("2_1", "RUNNING"), False),
+        (Seen("2_1", "COMPLETING"), False),  # its processes may be there yet
+    ],
+)
+def test_another_job_is_dead_where_slurm_says_so(job, dead, held, tmp_path, monkeypatch):
+    path = held(number="2_1")
+    says(monkeypatch, *[job] * (job is not None))
+    assert release(Workspace(tmp_path / "w")) == [path] * dead
+    assert path.exists() != dead
+
+
+def test_nothing_is_said_of_other_clusters_and_outside_of_jobs(held, tmp_path, monkeypatch):
+    says(monkeypatch)
+    path = held(cluster="other")
+    assert release(Workspace(tmp_path / "w")) == []
+    held()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert release(Workspace(tmp_path / "w")) == [] and path.exists()
+
+
+def test_a_job_takes_the_locks_of_its_earlier_start_before_it_begins(held, tmp_path):
+    work = work_in(tiny(tmp_path, methods=["none"]), Workspace(tmp_path / "w"))
+    path = held()
+    work()
+    assert not path.exists() and end_of(Workspace(tmp_path / "w")).outcome == "done"
 
 
 def test_the_snapshot_holds_every_package_that_is_installed():

@@ -22,7 +22,7 @@ from processes import crashed_at
 from harness.cli import main as cli
 from harness.cli import queue as cli_queue
 from harness.config import Experiment, merge, parse
-from harness.dispatch import again, processes, slurm
+from harness.dispatch import again, processes, slurm_jobs
 from harness.dispatch.ledger import Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Seen
@@ -63,7 +63,7 @@ def experiment(workspace) -> Experiment:
 def seen(monkeypatch) -> dict[str, Seen]:
     """What Slurm says, by unit id."""
     told: dict[str, Seen] = {}
-    monkeypatch.setattr(slurm, "seen", lambda workspace, entries: told)
+    monkeypatch.setattr(slurm_jobs, "seen", lambda workspace, entries: told)
     return told
 
 
@@ -244,7 +244,7 @@ def test_slurm_that_does_not_answer_is_said_and_hides_nothing_of_the_workspace(e
     def silent(*_: object) -> None:
         raise SlurmError("Slurm does not answer: squeue took more than 120 s")
 
-    monkeypatch.setattr(slurm, "seen", silent)
+    monkeypatch.setattr(slurm_jobs, "seen", silent)
     runs = student_runs(experiment)
     submitted(experiment, workspace)
     train(runs[0], workspace)
@@ -613,7 +613,7 @@ def scancelled(monkeypatch) -> list[str]:
         told.extend(command[1:])
         return ""
 
-    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(slurm_jobs, "ask", ask)
     return told
 
 

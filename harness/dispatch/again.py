@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from harness.dispatch import local, slurm
+from harness.dispatch import local, slurm_jobs
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, now
 from harness.dispatch.states import Standing
 from harness.dispatch.submit import submit
@@ -60,7 +60,7 @@ def _set_aside(workspace: Workspace, runs: Collection[str]) -> None:
     """So that neither a run's failure nor its job that failed counts any more; both stay readable."""
     ledger = Ledger(workspace)
     entries = ledger.entries()
-    standing = slurm.look(workspace, entries)
+    standing = slurm_jobs.look(workspace, entries)
     for run in runs:
         workspace.forgive(run)
     for i, entry in entries.items():
@@ -99,7 +99,7 @@ def cancel(
 
 def _going(workspace: Workspace, entries: dict[str, Entry]) -> dict[str, Standing]:
     """What is under way; a machine's queue goes on by itself with a job whose process died."""
-    standing = slurm.look(workspace, entries)
+    standing = slurm_jobs.look(workspace, entries)
     at_work = (*LIVE, "lost")
     return {
         i: one
@@ -117,7 +117,7 @@ def _end(workspace: Workspace, console: Console, ids: Collection[str]) -> list[E
         entries = ledger.entries()
         standing = _going(workspace, entries)
         mine = [i for i in ids if i in standing]
-        slurm.cancel([_numbered(entries[i], standing[i]) for i in mine])
+        slurm_jobs.cancel([_numbered(entries[i], standing[i]) for i in mine])
         for i in mine:
             if entries[i].cluster == "local":
                 _end_here(ledger, console, entries[i])

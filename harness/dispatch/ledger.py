@@ -96,6 +96,11 @@ class Entry:
     ended: str | None = None
     reason: str | None = None
 
+    @property
+    def array(self) -> str:
+        """Slurm's number of the array that its job is in, or of the job alone."""
+        return (self.job or "").partition("_")[0]
+
 
 @dataclass(frozen=True, config=_STRICT)
 class End:

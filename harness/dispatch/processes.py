@@ -1,4 +1,4 @@
-"""Processes of this machine as /proc tells them: whether one still lives, and which belong to a job. No torch."""
+"""Processes of this machine: which belong to a job, and whether one still lives. No torch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+from harness.storage.living import living, started
+
+__all__ = ["jobs", "living", "send", "started"]
+
 JOB_PROGRAMS = (b"submitit.local._local", b"submitit.core._submit", b"harness.dispatch.launch")  # FOLDER follows
-
-
-def started(pid: int) -> str | None:
-    """When a living process began, in the kernel's ticks since the machine's own start; None where there is none.
-
-    A number alone may have been given to another process since. One that only waits for its parent is dead.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def living(pid: int, began: str) -> bool:
-    """Whether the process that had this number, and began then, still lives."""
-    return started(pid) == began
 
 
 def jobs() -> dict[Path, list[int]]:

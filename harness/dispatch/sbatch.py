@@ -31,13 +31,8 @@ def new_name(experiment: str, kind: str) -> str:
 def dependency(array: Array, known: Mapping[str, Entry]) -> str | None:
     """What sbatch is told: only what ended well is followed, and a job that is requeued has not ended."""
     if array.follows:
-        return f"aftercorr:{number(known[array.follows[0]])}"
+        return f"aftercorr:{known[array.follows[0]].array}"
     return "afterok:" + ":".join(known[need].job or "" for need in array.needs) if array.needs else None
-
-
-def number(entry: Entry) -> str:
-    """Of the array that an entry's job is in."""
-    return (entry.job or "").split("_")[0]
 
 
 def executor(

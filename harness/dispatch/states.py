@@ -85,7 +85,7 @@ def standings(workspace: Workspace, entries: Mapping[str, Entry], seen: Mapping[
     """Unit id -> what has become of it.
 
     Args:
-        seen: unit id -> what Slurm says (`harness.dispatch.slurm.seen`); a Slurm job that is not in it has ended.
+        seen: unit id -> what Slurm says (`harness.dispatch.slurm_jobs.seen`); a Slurm job that is not in it has ended.
     """
     found, ledger = Found(workspace), Ledger(workspace)
     told = {i: _standing(entry, found, ledger, seen.get(i)) for i, entry in entries.items()}

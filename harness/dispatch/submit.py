@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import Experiment
-from harness.dispatch import sbatch, slurm, snapshot
+from harness.dispatch import sbatch, slurm, slurm_jobs, snapshot
 from harness.dispatch.arrays import Array, arrays
 from harness.dispatch.inventory import Request, inventory, never
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, Unit, now
@@ -107,7 +107,7 @@ def look(experiment: Experiment, workspace: Workspace, where: Cluster, *, adopti
     """What is under way, and what is to be submitted. adopting: take over what a killed submitter left in Slurm."""
     ledger = Ledger(workspace)
     entries = ledger.entries()
-    seen = slurm.seen(workspace, entries)
+    seen = slurm_jobs.seen(workspace, entries)
     if adopting:
         entries = slurm.adopt(ledger, entries, seen)
     standing = standings(workspace, entries, seen)
@@ -223,7 +223,7 @@ def _submit_arrays(
                 "submits the rest"
             ) from error
         entries.update((entry.unit.id, entry) for entry in fresh)
-        console.say(f"submitted: {_described(array)}; job {sbatch.number(fresh[0])}")
+        console.say(f"submitted: {_described(array)}; job {fresh[0].array}")
     return list(entries.values())
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from harness.config import Experiment
-from harness.dispatch import slurm
+from harness.dispatch import slurm_jobs
 from harness.dispatch.ledger import LIVE, Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Standing
@@ -27,7 +27,7 @@ def wait(experiment: Experiment, workspace: Workspace, console: Console) -> list
         entries = _entries(workspace, runs)
         standing = None
         try:
-            standing = slurm.look(workspace, entries)
+            standing = slurm_jobs.look(workspace, entries)
         except SlurmError as error:
             line = f"{error}; the jobs go on, and so does this as soon as it answers"
         else:

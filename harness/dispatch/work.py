@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import harness
 from harness.dispatch import snapshot
+from harness.dispatch.dead import release
 from harness.dispatch.ledger import End, Entry, Ledger, Unit, now
 from harness.errors import UserError
 from harness.interrupts import Interrupted
@@ -87,6 +88,8 @@ class Work:
     def _begin(self) -> None:
         if _rank() == 0:
             self._ledger().begin(self.unit.id, self.attempt)
+            for lock in release(Workspace(self.workspace)):
+                Console().say(f"{lock.name} was held by a job that Slurm knows to be dead")
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         if restarts > self.requeues:
             reason = f"started again {restarts} times, and requeues is {self.requeues}; what is saved is kept"

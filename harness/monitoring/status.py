@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import Experiment, parse
-from harness.dispatch import slurm
+from harness.dispatch import slurm_jobs
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Standing, standings
@@ -177,7 +177,7 @@ class _Look:
 
     def _standings(self) -> dict[str, Standing]:
         try:
-            return slurm.look(self.root, self.entries)
+            return slurm_jobs.look(self.root, self.entries)
         except SlurmError as error:
             self.slurm = str(error)
             return standings(self.root, self.entries, {})

@@ -8,7 +8,8 @@ ours, so what counts is which file the name leads to.
 The owner touches its lock every `BEAT_S`. It is stale when its process is gone on this very machine, or when nobody
 has touched it for `STALE_S` by the clock that stamps the files, which is the server's: machines whose clocks differ by
 hours agree on it. Who finds it stale removes it while holding a second lock, named after the first one's nonce: of
-several who saw it stale, none can remove the lock that another has taken in the meantime.
+several who saw it stale, none can remove the lock that another has taken in the meantime. A lock also says which job
+of Slurm its owner is part of, since Slurm knows that a job of another machine is dead minutes earlier.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from harness.errors import UserError
 from harness.storage.disk import now_in
+from harness.storage.living import living, started
 
 BEAT_S = 20.0
 STALE_S = 300.0
@@ -91,19 +94,31 @@ class Lock:
         seen = owner(self.path)
         if not is_stale(self.path):
             return False
-        nonce = (seen or {}).get("nonce", "unreadable")
-        with Lock(self.path.with_name(f".{self.path.name}.{nonce}")) as removal:
-            if not removal.acquire():
-                return False
-            if owner(self.path) == seen and is_stale(self.path):
-                self.path.unlink(missing_ok=True)
-        return True
+        return take_away(self.path, seen, lambda: is_stale(self.path))
 
     def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
+
+
+def take_away(path: Path, dead: dict[str, Any] | None, still: Callable[[], bool] = lambda: True) -> bool:
+    """Remove a lock whose owner is dead; whoever holds it by now keeps it.
+
+    Args:
+        dead: what `owner` told of the lock. still: whether that is so yet, asked when nobody else can remove it.
+
+    Returns:
+        False where somebody else is about to remove it.
+    """
+    nonce = (dead or {}).get("nonce", "unreadable")
+    with Lock(path.with_name(f".{path.name}.{nonce}")) as removal:
+        if not removal.acquire():
+            return False
+        if owner(path) == dead and still():
+            path.unlink(missing_ok=True)
+    return True
 
 
 def _linked(whole: Path, path: Path) -> bool:
@@ -130,7 +145,25 @@ def _same(whole: Path, path: Path) -> bool:
 
 
 def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "space": _pid_space(), "pid": os.getpid(), "started": _started(os.getpid())}
+    pid = os.getpid()
+    mine = {"host": socket.gethostname(), "space": _pid_space(), "pid": pid, "started": started(pid)}
+    return {**mine, "job": slurm_job()}
+
+
+def slurm_job() -> dict[str, Any] | None:
+    """The job of Slurm that this process is part of, and how often it was started again; None outside of jobs.
+
+    cluster: its name. number: "123_4" in an array, as in a workspace's ledger. restarts: 0 for the first start.
+    """
+    told = os.environ.get
+    array, task, number = told("SLURM_ARRAY_JOB_ID"), told("SLURM_ARRAY_TASK_ID"), told("SLURM_JOB_ID")
+    if number is None:
+        return None
+    return {
+        "cluster": told("SLURM_CLUSTER_NAME"),
+        "number": number if array is None else f"{array}_{task}",
+        "restarts": int(told("SLURM_RESTART_COUNT", "0")),
+    }
 
 
 def _pid_space() -> str | None:
@@ -138,18 +171,6 @@ def _pid_space() -> str | None:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks, or "dead" for one that only waits for its parent.
-
-    A pid alone may have been given to another process since.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "dead" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
         return None
 
 
@@ -184,16 +205,5 @@ def is_stale(path: Path) -> bool:
         return False
     here = {"host": socket.gethostname(), "space": _pid_space()}
     if here.items() <= found.items() and isinstance(found.get("pid"), int):
-        return not _alive(found["pid"], found.get("started"))
+        return not living(found["pid"], found.get("started"))
     return now_in(path.parent) - touched_s > STALE_S
-
-
-def _alive(pid: int, started: object) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's: it lives
-    now = _started(pid)
-    return started is None or now is None or now == started

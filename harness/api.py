@@ -303,6 +303,9 @@ class Task(abc.ABC):
     def evaluate(self, encoder: Any, *, seed: int) -> dict[str, float]:
         """Metric -> value for `encoder` (`harness.features.Encoder`). Further keys are kept as details.
 
+        `harness.items.Scores` in place of a dict has values of single test items too, in the test source's order, for
+        any of the metrics: statistics compare methods item by item with them.
+
         A metric that does not exist for this encoder is left out (of CLS where it has none, of a clean teacher where
         `encoder.reference` has none); the table shows it as missing, and a row that lacks a primary metric which
         others have gets no average rank. What cannot be computed although it should is an error, never left out.

@@ -16,6 +16,7 @@ from harness.data import Data
 from harness.errors import ConfigError, UserError
 from harness.feature_arrays import ArrayName
 from harness.features import Encoder, Share
+from harness.items import Scores
 from harness.live.live import Live
 from harness.progress import Console
 from harness.records import (
@@ -37,6 +38,7 @@ from harness.sources import Source, View
 from harness.specs import REPAIRS
 from harness.storage.feature_files import Spec
 from harness.storage.integrity import Damaged, set_aside
+from harness.storage.items import write_items
 from harness.storage.locks import Lock
 from harness.teachers.repairs import vit_identity
 from harness.training.builder import Builder, open_data
@@ -229,6 +231,9 @@ class Evaluation:
                 created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             )
             if not has_record(self.workspace.records, run.id, task_id):
+                if isinstance(found, Scores):
+                    items = write_items(self.workspace.items, run.id, task_id, found.per_item)
+                    record = record.model_copy(update={"items": items})
                 write_record(self.workspace.records, record)
             self.live.measured(run, record.task, record.values, record.cost.steps or 0)
             self.written += 1

@@ -17,7 +17,15 @@ def _from_1(record: Plain) -> Plain:
     return record
 
 
-MIGRATIONS: dict[int, Callable[[Plain], Plain]] = {1: _from_1}  # version -> what makes of it one of the next
+def _from_2(record: Plain) -> Plain:
+    """Schema 3 names the file of its items, which no older record has."""
+    return record
+
+
+MIGRATIONS: dict[int, Callable[[Plain], Plain]] = {
+    1: _from_1,
+    2: _from_2,
+}  # version -> what makes of it one of the next
 
 
 def migrated(record: Plain, to: int) -> Plain:

@@ -25,11 +25,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from harness.errors import UserError
 from harness.migrations import FIRST, migrated
 
-SCHEMA = 2  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
+SCHEMA = 3  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
+SEALED = 2  # the first schema whose files have a checksum at their end
 LARGEST = 1e150  # its square is still a double, so every mean and spread of values is finite
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 _END = "\n}\n"
+_PRESENT = f'{{\n  "schema_version": {SCHEMA},'.encode()  # how `record_text` begins; what does not is looked at closely
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the file's name splits into run and task without doubt
 
@@ -108,6 +110,21 @@ class Cost(BaseModel):
     method_parameters: int | None = None  # extra modules the method trained
 
 
+class ItemsInfo(BaseModel):
+    """The file of `items/` in which a record's values stand item by item: `harness.storage.items` reads it.
+
+    Attributes:
+        file: its name. sha256: of its bytes. count: how many test items there are.
+        metrics: metric -> the rule by which its value is made of the items, and the columns that the rule takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    count: Annotated[int, Field(gt=0)]
+    metrics: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+
+
 class Record(BaseModel):
     """One run on one task. `values` holds the declared metrics that exist for it; `details` whatever else it gave.
 
@@ -131,6 +148,7 @@ class Record(BaseModel):
     environment: Plain = Field(default_factory=dict)  # versions, device, git commit
     created: str = ""  # ISO 8601, UTC
     origin: Literal["measured", "reported"] = "measured"
+    items: ItemsInfo | None = None  # None: the task gave none, or the record is older than they are
 
     @model_validator(mode="after")
     def _values_are_numbers(self) -> Record:
@@ -145,6 +163,16 @@ class Record(BaseModel):
                     f"values.{name} of task {self.task!r} is not a declared metric ({', '.join(self.metrics)}); "
                     "what else a task gives belongs into details"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _items_are_its_own(self) -> Record:
+        if self.items is None:
+            return self
+        if self.items.file != items_name(self.run.id, self.task_id):
+            raise ValueError(f"items.file is {self.items.file!r}, and not {items_name(self.run.id, self.task_id)!r}")
+        if strange := [name for name in self.items.metrics if name not in self.values]:
+            raise ValueError(f"items.metrics.{strange[0]} of task {self.task!r} is of a metric without a value")
         return self
 
 
@@ -171,16 +199,17 @@ class Problem:
         return f"{self.path.name}: {self.reason}"
 
 
-def write_atomic(path: Path, text: str) -> Path:
-    """Write `text` (UTF-8) so that `path` holds, at any moment and after a power cut, the old or the new whole.
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write `content` (a text in UTF-8) so that `path` holds, at any moment and after a power cut, the old or the new
+    whole.
 
     The folder is made where it does not exist. Line ends are written as given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -202,10 +231,19 @@ def record_path(folder: Path, run_id: str, task_id: str) -> Path:
     Raises:
         ValueError: an id with other characters than letters, digits, "_" and "-".
     """
+    return Path(folder) / f"{_stem(run_id, task_id)}.json"
+
+
+def items_name(run_id: str, task_id: str) -> str:
+    """What the file of this run's items on this task is called in `items/`. Raises ValueError as `record_path` does."""
+    return f"{_stem(run_id, task_id)}.safetensors"
+
+
+def _stem(run_id: str, task_id: str) -> str:
     for what, name in (("run", run_id), ("task", task_id)):
         if not _NAME.fullmatch(name):
             raise ValueError(f"{what} id {name!r} cannot name a file; use letters, digits, '_' and '-'")
-    return Path(folder) / f"{run_id}.{task_id}.json"
+    return f"{run_id}.{task_id}"
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -230,8 +268,8 @@ def read_record(path: Path | str) -> Record:
         data = file.read()
     text = _unsealed(data)
     try:
-        if text is None:
-            text = _older(data)
+        if text is None or not text.startswith(_PRESENT):
+            text = _older(data, text)
         if b"NaN" in text or b"Infinity" in text:  # either part of a string, or not JSON at all
             json.loads(text, parse_constant=_refuse)
         record = Record.model_validate_json(text)
@@ -255,15 +293,19 @@ def _unsealed(data: bytes) -> bytes | None:
     return text if hashlib.sha256(text).hexdigest().encode() == found[1] else None
 
 
-def _older(data: bytes) -> bytes:
-    """A record of an older schema as one of this schema. Raises ValueError for what is none."""
-    found = json.loads(data, parse_constant=_refuse)
+def _older(data: bytes, text: bytes | None) -> bytes:
+    """A record of an older schema as one of this schema. Raises ValueError for what is none.
+
+    Args:
+        text: what the file's checksum is of; None where it has none, or it is not that of the text.
+    """
+    found = json.loads(data if text is None else text, parse_constant=_refuse)
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if version == SCHEMA:
-        raise ValueError("changed or cut short since it was written: its checksum is not that of its content")
-    if not isinstance(version, int) or not FIRST <= version < SCHEMA:
+    if not isinstance(version, int) or not FIRST <= version <= SCHEMA:
         raise ValueError(f"schema_version is {version!r}")
-    return json.dumps(migrated(found, SCHEMA)).encode()
+    if text is None and version >= SEALED:
+        raise ValueError("changed or cut short since it was written: its checksum is not that of its content")
+    return text if text and version == SCHEMA else json.dumps(migrated(found, SCHEMA)).encode()
 
 
 def _refuse(constant: str) -> None:

@@ -90,6 +90,7 @@ class Workspace:
         self.students, self.records, self.groups = self.root / "students", self.root / "records", self.root / "groups"
         self.failures, self.features, self.locks = self.root / "failures", self.root / "features", self.root / "locks"
         self.protocols, self.data = self.root / "protocols", self.root / "data"
+        self.items = self.root / "items"
         self.teachers, self.jobs, self.sizes = self.root / "teachers", self.root / "jobs", self.root / "sizes"
         self.live = self.root / "live"
 

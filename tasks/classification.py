@@ -26,6 +26,7 @@ from harness.head_choice import (
     grid_protocol,
     wanted_layers,
 )
+from harness.items import Scores, classified, right_of
 from harness.matching import chosen
 from harness.probes import (
     LinearHeads,
@@ -185,10 +186,12 @@ class Classification(Task):
         logits = predict(head, splits.test_rows[name], encoder.device)[:, 0]  # [n, C]
         votes, knn_details = _nearest_neighbours(train, test, splits, classes, encoder)
         found = classification_scores(logits, truth)
-        found["knn_top1"] = (votes == truth).double().mean().item()
+        neighbours = votes == truth  # [n]
+        found["knn_top1"] = neighbours.double().mean().item()
         if test.logits is not None:
             details["own_head_top1"] = classification_scores(torch.from_numpy(test.logits.copy()), truth)["top1"]
-        return {**found, **knn_details, **details}
+        right = {**right_of(logits.topk(min(5, classes)).indices.numpy(), test_labels), "knn_top1": neighbours.numpy()}
+        return Scores({**found, **knn_details, **details}, classified(right, test_labels, balanced="top1"))
 
     def _chosen_head(
         self, splits: _Splits, classes: int, seed: int, device: str

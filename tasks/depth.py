@@ -14,6 +14,7 @@ from harness.data import Data
 from harness.dense import HELD_OUT, DenseHead, TokenMaps, hold_out_images, spread, whole_view
 from harness.errors import UserError
 from harness.features import Encoder
+from harness.items import Items, Scores
 from harness.matching import chosen
 from harness.sources import Source
 from harness.toys import PixelVit, Slopes
@@ -28,7 +29,7 @@ from tasks.depth_fitting import (
     published_protocol,
 )
 from tasks.depth_heads import BINS, UPSAMPLING, Normalisation, depth_of, resized, upsampled
-from tasks.depth_scores import CROPS, MeanOfImages, PooledErrors, counted
+from tasks.depth_scores import CROPS, MeanOfImages, PooledErrors, counted, items_of
 from tasks.depth_truth import TrainingDepths, check_scale, depth_range, read_depth_m
 
 BLOCKS = (1, 4)
@@ -157,7 +158,8 @@ class Depth(Task):
             head, details = best_head(heads, [pooled.rmse for pooled in errors])
 
         # Test depths are looked at from here on, when everything has been chosen.
-        return self._scores(head, encoder, test, (low, high), median_m) | details
+        found, items = self._scores(head, encoder, test, (low, high), median_m)
+        return Scores(found | details, items)
 
     def _features(self, encoder: Encoder, source: Source, views: int) -> dict[str, TokenMaps]:
         """Name -> token maps; the images of each view after the other's."""
@@ -229,14 +231,17 @@ class Depth(Task):
 
     def _scores(
         self, head: DenseHead, encoder: Encoder, test: Source, limits: tuple[float, float], median_m: float
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], Items]:
         """Everything that is measured on test, in one pass over its depth maps."""
         pooled, constant, averaged = PooledErrors(), PooledErrors(), MeanOfImages()
+        images: list[PooledErrors] = []
 
         def see(_: int, predicted: np.ndarray, truth: np.ndarray) -> None:
             pooled.add(predicted, truth)
             constant.add(np.full_like(truth, median_m), truth)
             averaged.add(predicted, truth)
+            images.append(PooledErrors())
+            images[-1].add(predicted, truth)
 
         features = self._features(encoder, test, views=1)
         self._each([head], features, test, np.arange(len(test)), limits, encoder.device, see)
@@ -247,7 +252,8 @@ class Depth(Task):
             )
         found = pooled.metrics() | averaged.metrics()
         found |= {"rmse_of_constant": constant.rmse, "constant_m": median_m}
-        return found | {"pixels": float(pooled.pixels), "images_without_depth": float(len(test) - averaged.images)}
+        found |= {"pixels": float(pooled.pixels), "images_without_depth": float(len(test) - averaged.images)}
+        return found, items_of(images)
 
     @classmethod
     def tiny(cls) -> Tiny:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from harness.items import Items
 from harness.mmseg_guard import mmseg
 
 CROPS = ("none", "eigen", "garg")
@@ -23,6 +24,8 @@ DELTAS = (1, 2, 3)
 # DepthMetric's names -> ours.
 OF_MMSEG = {"rmse": "rmse", "abs_rel": "abs_rel", "d1": "delta1", "d2": "delta2", "d3": "delta3"}
 OF_MMSEG |= {"log10": "log10", "silog": "silog"}
+# A column of items -> the sum whose mean over an image's pixels it is.
+OF_IMAGES = {"abs_rel": "relative", "log10": "log10", "log": "log", "log_squared": "log_squared"}
 
 
 def crop_window(crop: str, height: int, width: int) -> tuple[slice, slice]:
@@ -96,6 +99,24 @@ class PooledErrors:
         found |= {f"delta{k}": float(count) / n for k, count in zip(DELTAS, self.within, strict=True)}
         found |= {"log10": self.log10 / n, "silog": math.sqrt(max(0.0, mean_squared - mean**2 / 2))}
         return found | {"silog_full": math.sqrt(max(0.0, mean_squared - mean**2))}
+
+
+def items_of(images: Sequence[PooledErrors]) -> Items:
+    """The errors of each image, weighed by its pixels that count; of one without any they are 0, and weigh nothing."""
+    pixels = np.array([image.pixels for image in images])
+
+    def mean(sums: Sequence[float]) -> np.ndarray:
+        return (np.array(sums, dtype=np.float64) / np.maximum(pixels, 1)).astype(np.float32)
+
+    columns = {"pixels": pixels.astype(np.uint32), "squared": mean([image.squared for image in images])}
+    columns |= {name: mean([getattr(i, field) for i in images]) for name, field in OF_IMAGES.items()}
+    columns |= {f"delta{k}": mean([image.within[k - 1] for image in images]) for k in DELTAS}
+    averages = ("abs_rel", "log10", *(f"delta{k}" for k in DELTAS))
+    metrics = {
+        "rmse": ("root_weighted_mean", "squared", "pixels"),
+        "silog": ("log_spread", "log", "log_squared", "pixels"),
+    }
+    return Items(columns, metrics | {name: ("weighted_mean", name, "pixels") for name in averages})
 
 
 class MeanOfImages:

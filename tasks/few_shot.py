@@ -15,6 +15,7 @@ from harness.api import Metric, Task, Tiny
 from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder
+from harness.items import Items, Scores
 from harness.logistic import fit_logistic
 from harness.seeds import derive
 from harness.sources import Source, balanced_subset
@@ -117,11 +118,13 @@ class FewShot(Task):
         vectors = torch.from_numpy(np.array(encoder.pooled(source, view, [last]).vector(last)) - centre)
         vectors = F.normalize(vectors.float().to(encoder.device), dim=-1)  # [n, F]
         found: dict[str, float] = {"classes": float(len(classes))}
+        episodes = {}
         for shots, plan in plans.items():
             for head, right in accuracies(vectors, plan).items():
                 found[f"{head}_{shots}shot"] = right.mean().item()
                 found[f"{head}_{shots}shot_interval95"] = 1.96 * right.std().item() / len(right) ** 0.5
-        return found
+                episodes[f"{head}_{shots}shot"] = right.float().numpy()
+        return Scores(found, Items(episodes, {name: ("mean", name) for name in episodes}))
 
     def _drawable(self, labels: np.ndarray, source: Source) -> np.ndarray:
         """The classes that have images enough for an episode."""

@@ -19,6 +19,7 @@ from harness.head_choice import (
     grid_protocol,
     wanted_layers,
 )
+from harness.items import Scores, classified
 from harness.probes import balanced_accuracy, predict, stratified_hold_out
 from harness.seeds import derive
 from harness.sources import Source, Subset
@@ -132,12 +133,15 @@ class LongTail(Task):
             "top1": (predicted == truth).double().mean().item(),
         }
         details = {"largest_class": float(counts.max()), "smallest_class": float(counts.min()), **head.details}
+        parts = {}
         for name, in_bin in self._bins(counts).items():
             details[f"{name}_classes"] = float(in_bin.sum())
             shown = torch.from_numpy(in_bin[test_labels])  # [n], the test images of these classes
             if shown.any():
                 found[f"{name}_top1"] = (predicted == truth)[shown].double().mean().item()
-        return {**found, **details}
+                parts[f"{name}_top1"] = shown.numpy()
+        items = classified({"top1": (predicted == truth).numpy()}, test_labels, balanced="top1", parts=parts)
+        return Scores({**found, **details}, items)
 
     def _bins(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> which classes [C] are in it, by their training images [C]."""

@@ -14,6 +14,7 @@ from harness.data import Data
 from harness.errors import UserError
 from harness.features import Encoder
 from harness.head_choice import checked_labels
+from harness.items import Items, Scores
 from harness.logistic import fit_logistic
 from harness.probes import balanced_accuracy
 from harness.seeds import derive
@@ -91,15 +92,17 @@ class LowShot(Task):
         )
         place = torch.from_numpy(np.searchsorted(seen, drawn)).to(encoder.device)
         found: dict[str, float] = {}
+        over_draws = {}
         for shots in SHOTS:
             shown = support[place[:, :, :shots]]  # [draws, C, shots, F]
             for head, predicted in predictions(shown, queries).items():
                 right = (predicted == truth).double().mean(dim=1)  # [draws]
+                over_draws[f"{head}_{shots}shot"] = (predicted == truth).float().mean(dim=0).numpy()  # [n]
                 balanced = [balanced_accuracy(answers, truth) for answers in predicted]
                 found[f"{head}_{shots}shot"] = right.mean().item()
                 found[f"{head}_{shots}shot_std"] = right.std().item()
                 found[f"{head}_{shots}shot_balanced"] = float(np.mean(balanced))
-        return found
+        return Scores(found, Items(over_draws, {name: ("mean", name) for name in over_draws}))
 
     @classmethod
     def tiny(cls) -> Tiny:

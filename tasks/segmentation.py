@@ -29,6 +29,7 @@ from harness.dense import (
 )
 from harness.errors import UserError, unknown
 from harness.features import Encoder
+from harness.items import Items, Scores
 from harness.models import TimmVit, at_size
 from harness.seeds import derive
 from harness.segmenting import (
@@ -59,7 +60,7 @@ CROP, STRIDE = 512, 341
 AT_ONCE = 8  # images whose logits are held in memory while heads are compared
 # SiNGER's evaluation code.
 PUBLISHED_RATE, PUBLISHED_DECAY, PUBLISHED_FINAL_RATE, PUBLISHED_EPOCHS = 0.5, 1e-6, 1e-8, 200
-_Found = tuple[Tensor, dict[str, float]]  # areas of the test split [4, C], and details
+_Found = tuple[Tensor, dict[str, float]]  # areas of each test image [n, 4, C], and details
 
 
 class Segmentation(Task):
@@ -161,8 +162,8 @@ class Segmentation(Task):
         names = checked_classes(train, test)
         train = spread(train, self.images)
         run = {"linear": self._linear, "published": self._published, "full": self._full}[self.kind]
-        total, details = run(encoder, train, test, len(names), seed)
-        return {**scores(total, names), **details}
+        images, details = run(encoder, train, test, len(names), seed)
+        return Scores({**scores(images.sum(dim=0), names), **details}, items_of(images))
 
     def _linear(self, encoder: Encoder, train: Source, test: Source, classes: int, seed: int) -> _Found:
         size, features = self.data.image_size, feature_blocks(encoder.depth)
@@ -203,15 +204,15 @@ class Segmentation(Task):
     def _measured(
         self, encoder: Encoder, test: Source, head: nn.Module, blocks: Sequence[int], classes: int, norm: bool
     ) -> Tensor:
-        """Areas of the head over the test split, [4, C]."""
+        """Areas of the head on each image of the test split, [n, 4, C]."""
         tokens = encoder.tokens(test, whole_view(self.data.image_size), blocks, norm=norm)
-        maps, total = TokenMaps([tokens], blocks), torch.zeros(4, classes, dtype=torch.float64)
+        maps, images = TokenMaps([tokens], blocks), []
         for i in range(len(test)):
             _, mask = read_sample(test, i)
             with torch.no_grad():
                 logits = head(maps.take(np.array([i]), encoder.device))[0]
-            total += areas(predicted(logits, mask.shape), torch.from_numpy(mask).long(), classes)
-        return total
+            images.append(areas(predicted(logits, mask.shape), torch.from_numpy(mask).long(), classes))
+        return torch.stack(images)
 
     def _full(self, encoder: Encoder, train: Source, test: Source, classes: int, seed: int) -> _Found:
         vit = at_size(encoder.vit, self.crop)
@@ -223,7 +224,8 @@ class Segmentation(Task):
         fit_heads(heads, batches_at_pixels(stream, self.crop), loss_of_pixels, steps=self.steps or 0)
         judged = windowed_areas(large, features, [h for h in heads if not h.failed], Subset(train, held), self.stride)
         best, details = choose(heads, {name: miou(total) for name, total in judged.items()})
-        return windowed_areas(large, features, [best], test, self.stride)[best.name], details
+        images = [found for _, found in each_windowed(large, features, [best], test, self.stride)]
+        return torch.stack(images), details
 
     def _crops(
         self, large: Encoder, vit: TimmVit, train: Source, index: np.ndarray, seed: int, workers: int
@@ -299,13 +301,29 @@ def squashed_mious(
 def windowed_areas(
     encoder: Encoder, features: Mapping[str, Sequence[int]], heads: Sequence[DenseHead], source: Source, stride: int
 ) -> dict[str, Tensor]:
-    """Head -> areas [4, C] over a source, at full label size, by windows that slide over images of the crop's size."""
+    """Head -> areas [4, C] over a source, as of `each_windowed`."""
+    totals = {head.name: torch.zeros(4, len(source.segmentation_classes), dtype=torch.float64) for head in heads}
+    for name, found in each_windowed(encoder, features, heads, source, stride):
+        totals[name] += found
+    return totals
+
+
+def each_windowed(
+    encoder: Encoder, features: Mapping[str, Sequence[int]], heads: Sequence[DenseHead], source: Source, stride: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Head and areas [4, C], image by image, at full label size, by windows that slide over images at crop size."""
     classes = len(source.segmentation_classes)
-    totals = {head.name: torch.zeros(4, classes, dtype=torch.float64) for head in heads}
     modules = {head.name: (head.features, head.module) for head in heads}
     for i in range(len(source)):
         sample, mask = read_sample(source, i)
         image = short_side_to(np.array(sample.image), encoder.image_size[0])
         for name, logits in slid_logits(encoder, features, modules, image, stride):
-            totals[name] += areas(predicted(logits, mask.shape), torch.from_numpy(mask).long(), classes)
-    return totals
+            yield name, areas(predicted(logits, mask.shape), torch.from_numpy(mask).long(), classes)
+
+
+def items_of(images: Tensor) -> Items:
+    """Pixels of intersection, union and label of every class on each image, from areas [n, 4, C]."""
+    counts = images.numpy().astype(np.uint32)
+    columns = {"intersection": counts[:, 0], "union": counts[:, 1], "label": counts[:, 3]}
+    metrics = {"mIoU": ("class_mean", "intersection", "union"), "mAcc": ("class_mean", "intersection", "label")}
+    return Items(columns, {**metrics, "aAcc": ("pooled", "intersection", "label")})

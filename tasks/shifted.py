@@ -26,6 +26,7 @@ from harness.head_choice import (
     labels_of,
     wanted_layers,
 )
+from harness.items import Scores, classified, right_of
 from harness.probes import classification_scores, predict, stratified_hold_out
 from harness.sources import Source, balanced_subset
 from harness.toys import Colours, PixelVit
@@ -120,13 +121,16 @@ class Shifted(Task):
         logits = predict(found.head, feature_sets(pooled)[found.features], encoder.device)[:, 0]  # [n, C]
         truth = torch.from_numpy(numbers[test_labels])  # [n]
         scores = classification_scores(logits, truth)
-        return {
+        masked = among(logits, torch.from_numpy(numbers)) == truth  # [n]
+        right = right_of(logits.topk(min(5, logits.shape[1])).indices.numpy(), truth.numpy())
+        values = {
             "top1": scores["top1"],
-            "top1_masked": top1_among(logits, truth, torch.from_numpy(numbers)),
+            "top1_masked": masked.double().mean().item(),
             "top5": scores["top5"],
             "classes": float(len(numbers)),
             **found.details,
         }
+        return Scores(values, classified({**right, "top1_masked": masked.numpy()}, truth.numpy()))
 
     def _head(self, encoder: Encoder, train: Source, labels: np.ndarray, seed: int) -> ChosenHead:
         """The best of the grid on the held-out tenth of train; the same one again for the same encoder and data."""
@@ -155,7 +159,6 @@ class Shifted(Task):
         return Tiny(cls(data=data, test_classes="subset", steps=50, batch=32), PixelVit(), PixelVit(blind=True))
 
 
-def top1_among(logits: Tensor, labels: Tensor, classes: Tensor) -> float:
-    """Top-1 of logits [n, C] where only `classes` [c] can be predicted; labels [n] are among them."""
-    predicted = classes[logits[:, classes].argmax(dim=1)]  # [n]
-    return (predicted == labels).double().mean().item()
+def among(logits: Tensor, classes: Tensor) -> Tensor:
+    """The predicted class [n] of logits [n, C] where only `classes` [c] can be predicted."""
+    return classes[logits[:, classes].argmax(dim=1)]

@@ -218,6 +218,13 @@ class Spread(Task):
         return Tiny(cls(data=data), PixelVit(), PixelVit(blind=True))
 '''
 
+
+def with_items(column: str, metric: str = "spread") -> str:
+    """The end of evaluate() with items."""
+    items = f'Items({{"x": {column}}}, {{"{metric}": ("mean", "x")}})'
+    return f'from harness.items import Items, Scores\n        return Scores({{"spread": value}}, {items})'
+
+
 TASK_FAULTS = {
     "final_and_documented": [
         ('    """How much the mean patch differs between images."""\n', "", "no docstring"),
@@ -252,6 +259,11 @@ TASK_FAULTS = {
         ('return {"spread": value}', 'return {"spread": value if value > 1e-6 else float("nan")}', "is nan"),
         ('return {"spread": value}', 'return {"spraed": value}', "leaves out spread"),
         ('return {"spread": value}', 'return {"spread": np.float32(value)}', "float32"),
+    ],
+    "items_make_the_values": [
+        ('return {"spread": value}', with_items("np.ones(4, np.float32)"), "make spread 1, and evaluate() gives"),
+        ('return {"spread": value}', with_items("np.ones(4)"), "column 'x' is float64"),
+        ('return {"spread": value}', with_items("np.ones(4, bool)", "odd"), "are of 'odd', a metric without a value"),
     ],
     "any_vit": [
         ("found.mean_patch(", "found.cls(", "no CLS token"),

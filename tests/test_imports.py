@@ -34,12 +34,13 @@ FOR_METHODS_AND_TASKS = frozenset(
         "data",
         "sources",
         "errors",
+        "items",
         "seeds",
         "toys",
     )
 )
-FOR_THE_LEADERBOARD = frozenset({"harness.records", "harness.errors", "harness.seeds"})
-MAY_SHOW_A_TABLE = ("harness/cli/table.py", "harness/results.py")
+FOR_THE_LEADERBOARD = frozenset(f"harness.{name}" for name in ("records", "errors", "seeds", "items", "storage.items"))
+MAY_SHOW_A_TABLE = ("harness/cli/table.py", "harness/cli/compare.py", "harness/cli/publish.py", "harness/results.py")
 LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "registry", "plugins")
 LIGHT += ("parsing.annotations", "parsing.syntax", "cli.main")
 LIGHT += ("dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue", "dispatch.again")

@@ -15,6 +15,9 @@ from harness.api import Metric, Task, Tiny, Vit
 from harness.checking.specimen import ENCODERS, Fault, TaskSpecimen, listed, streams
 from harness.data import Data
 from harness.features import Encoder
+from harness.items import NEAR, Scores
+from harness.records import ItemsInfo
+from harness.storage.items import packed, unpacked
 
 
 def final_and_documented(specimen: TaskSpecimen) -> None:
@@ -90,6 +93,29 @@ def _checked_values(specimen: TaskSpecimen, which: str) -> None:
             raise Fault(f"{name} of the encoder {which!r} is a {type(value).__name__}; return a Python float")
         if not math.isfinite(value):
             raise Fault(f"{name} of the encoder {which!r} is {value}; define it where there is nothing to divide by")
+
+
+def items_make_the_values(specimen: TaskSpecimen) -> None:
+    """Values of single items, where it gives some, are whole when they are stored, and make the metric again."""
+    for which in ENCODERS:
+        values = specimen.values(which)
+        if not isinstance(values, Scores):
+            continue
+        try:
+            data = packed(values.per_item)
+            info = {"file": "", "sha256": "0" * 64, "count": values.per_item.count, "metrics": values.per_item.metrics}
+            items = unpacked(data, ItemsInfo.model_validate(info))
+        except ValueError as error:
+            raise Fault(f"items of the encoder {which!r}: {error}; see harness.items") from None
+        for metric in items.metrics:
+            if metric not in specimen.cls.metrics or metric not in values:
+                raise Fault(f"items of the encoder {which!r} are of {metric!r}, a metric without a value")
+            made = items.number(metric)
+            if not math.isclose(made, values[metric], rel_tol=NEAR, abs_tol=NEAR):
+                raise Fault(
+                    f"items of the encoder {which!r} make {metric} {made:.6g}, and evaluate() gives "
+                    f"{values[metric]:.6g}; give what each item adds to it"
+                )
 
 
 def plain_protocol(specimen: TaskSpecimen) -> None:
@@ -202,6 +228,7 @@ CHECKS: tuple[Callable[[TaskSpecimen], str | None], ...] = (
     protocol_of_data,
     oracle_beats_blind,
     finite_metrics,
+    items_make_the_values,
     any_vit,
     reproducible,
     encoder_untouched,

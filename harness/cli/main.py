@@ -15,6 +15,7 @@ from harness.cli import data as cli_data
 from harness.cli import dispatch as cli_dispatch
 from harness.cli import models as cli_models
 from harness.cli import protocols as cli_protocols
+from harness.cli import publish as cli_publish
 from harness.cli import queue as cli_queue
 from harness.cli import run as cli_run
 from harness.cli import show as cli_show
@@ -41,6 +42,8 @@ for command in (
     cli_status.cancel,
     cli_table.table,
 ):
+    app.command()(command)
+for command in (cli_publish.publish, cli_publish.verify, cli_publish.merge, cli_publish.schema):
     app.command()(command)
 app.command("list")(cli_show.list_)
 for command in (cli_show.check, cli_models.diagnose, cli_models.export, cli_models.figures):

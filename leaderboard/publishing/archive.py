@@ -1,0 +1,167 @@
+"""A publication opened without trust in it: a folder as it is, a zip unpacked into a folder of its own.
+
+Nothing is unpacked whose name could lead out of that folder, that is no plain file, or that is larger than the manifest
+says. Sizes are bounded in sum before the first byte, and counted while they are read, whatever the zip claims.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.errors import UserError
+from leaderboard.labels import clean
+from leaderboard.publishing import manifest
+from leaderboard.publishing.manifest import Manifest
+
+MOST_FILES = 200_000
+MOST_BYTES = 16 << 30  # of all files of a publication
+MOST_MANIFEST = 64 << 20
+MOST_RATIO = 200  # unpacked to packed, beyond the size of a manifest; JSON and safetensors stay far below
+PIECE = 1 << 20
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """root: where the files lie. raw: the manifest's bytes. names: of all files. faults: what could not be opened."""
+
+    root: Path
+    manifest: Manifest
+    raw: bytes
+    names: frozenset[str]
+    faults: tuple[str, ...]
+
+
+class NotWhole(UserError):
+    """A publication that cannot be opened, though it is meant to be one: cut short, or made to do harm.
+
+    Attributes:
+        faults: a sentence each.
+    """
+
+    def __init__(self, place: Path, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(f"{place}: {'; '.join(faults)}")
+
+
+@contextlib.contextmanager
+def opened(place: Path) -> Iterator[Opened]:
+    """The files of a publication, for as long as the block lasts.
+
+    Raises:
+        NotWhole: it cannot be opened. UserError: there is nothing, or no publication.
+    """
+    if place.is_dir():
+        yield _folder(place)
+    elif place.is_file():
+        with tempfile.TemporaryDirectory(prefix="singer-bench-") as folder:
+            yield _unpacked(place, Path(folder))
+    else:
+        raise UserError(f"no publication {str(place)!r}; `singer-bench publish WORKSPACE -o {place.name}` makes one")
+
+
+def is_publication(place: Path) -> bool:
+    """Whether a folder or file is meant to be one."""
+    return place.is_file() or (place / manifest.NAME).is_file()
+
+
+def _folder(root: Path) -> Opened:
+    names, faults = [], []
+    for folder, below, files in os.walk(root):
+        for name in [*below, *files]:
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            shown = path.relative_to(root).as_posix()
+            if stat.S_ISREG(mode):
+                names.append(shown)
+            elif not stat.S_ISDIR(mode):
+                faults.append(f"{clean(shown)}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
+    if manifest.NAME not in names:
+        raise UserError(f"{str(root)!r} is no publication, since there is no {manifest.NAME} in it")
+    if (root / manifest.NAME).stat().st_size > MOST_MANIFEST:
+        raise NotWhole(root, [f"{manifest.NAME}: larger than {MOST_MANIFEST} bytes"])
+    raw = (root / manifest.NAME).read_bytes()
+    return Opened(root, manifest.parsed(raw, root), raw, frozenset(names), tuple(faults))
+
+
+def _unpacked(place: Path, folder: Path) -> Opened:
+    try:
+        with open(place, "rb") as file:
+            if file.read(2) != b"PK":
+                raise UserError(f"{str(place)!r} is neither a folder nor a zip")
+        with zipfile.ZipFile(place) as archive:
+            return _checked(place, archive, folder)
+    except _UNREADABLE as error:
+        raise NotWhole(place, [f"the zip is cut short or damaged ({error})"]) from None
+    except OSError as error:
+        raise UserError(f"{str(place)!r} cannot be unpacked: {error.strerror or error}") from error
+
+
+def _checked(place: Path, archive: zipfile.ZipFile, folder: Path) -> Opened:
+    infos = archive.infolist()
+    if len(infos) > MOST_FILES:
+        raise NotWhole(place, [f"{len(infos)} files, and at most {MOST_FILES} are looked at"])
+    if faults := _bad_names(infos):
+        raise NotWhole(place, faults)
+    found = {info.filename: info for info in infos}
+    if manifest.NAME not in found:
+        raise UserError(f"{str(place)!r} is no publication, since there is no {manifest.NAME} in it")
+    raw = _read(archive, found[manifest.NAME], MOST_MANIFEST)
+    if raw is None:
+        raise NotWhole(place, [f"{manifest.NAME}: larger than {MOST_MANIFEST} bytes"])
+    said = manifest.parsed(raw, place)
+    most = min(MOST_BYTES, MOST_RATIO * place.stat().st_size + MOST_MANIFEST)
+    if (size := sum(entry.bytes for entry in said.files.values())) > most:
+        raise NotWhole(place, [f"{size} bytes would be unpacked from {place.stat().st_size}; at most {most} are"])
+    faults = []
+    for name, info in found.items():
+        if name in said.files and (fault := _unpack(archive, info, folder / name, said.files[name].bytes)):
+            faults.append(f"{name}: {fault}")
+    return Opened(folder, said, raw, frozenset(found), tuple(faults))
+
+
+def _bad_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Faults of names, before anything is unpacked: out of the folder, twice, no plain file."""
+    faults, seen = [], set()
+    for info in infos:
+        name, mode = info.filename, info.external_attr >> 16
+        if name != manifest.NAME and not manifest.fits(name):
+            faults.append(f"{clean(name)}: no name of a file in a publication")
+        elif mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+            faults.append(f"{name}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
+        elif name.casefold() in seen:  # where capitals are not told apart one would be written over the other
+            faults.append(f"{name}: twice in the zip")
+        seen.add(name.casefold())
+    return faults
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, size: int) -> str | None:
+    """Unpack one file that has `size` bytes; why that is not possible, or None."""
+    if info.file_size != size:
+        return f"the zip says {info.file_size} bytes and the manifest {size}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left = size
+    try:
+        with archive.open(info) as source, open(target, "xb") as file:
+            while piece := source.read(min(PIECE, left + 1)):
+                left -= len(piece)
+                if left < 0:
+                    return "larger than the manifest says"
+                file.write(piece)
+    except _UNREADABLE as error:
+        return f"cannot be unpacked ({error})"
+    return None
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes | None:
+    with archive.open(info) as source:
+        data = source.read(most + 1)
+    return data if len(data) <= most else None

@@ -1,0 +1,212 @@
+"""A workspace -> a publication: one folder or zip that anyone can verify and merge.
+
+records/      as they are in the workspace, byte for byte, but for paths of the machine and for older schemas
+items/        the files of single test items that records name
+experiments/  the configurations, without paths and without what was asked of a cluster
+tables/       the leaderboard in every format, a function of records/ and asked.json
+page/         the same to look at, where the page could be built
+asked.json    students that the configurations name, and which of them failed
+merged.json   where merged records came from
+manifest.json checksums and sizes of all of these, the program, what it is about
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import ConfigError, UserError
+from harness.records import SCHEMA, Record, RunInfo, record_text
+from leaderboard.publishing import archive, manifest
+from leaderboard.publishing.contents import (
+    AskedFile,
+    AskedRun,
+    MergedFile,
+    plain_text,
+    read,
+    read_merged,
+    tables,
+    words_in,
+)
+from leaderboard.publishing.manifest import ASKED, MERGED, Manifest, Program
+from leaderboard.publishing.paths import marked, record_without_paths, without_paths
+from leaderboard.publishing.places import staged
+
+LEFT_OUT = "submit"  # the section of an experiment that names partitions, accounts and a shell's lines
+HEAD = "# As it was run. A path of the machine is (path)/NAME; what was asked of a cluster is left out.\n"
+
+Asked = Iterable[tuple[RunInfo, str | None]]
+Page = Callable[[Path, Path], object]  # (a folder with records/, the folder to make)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """fingerprint: SHA-256 of the manifest, which stands for all of it. notes: what to look at before it is sent."""
+
+    path: Path
+    manifest: Manifest
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def publish(
+    workspace: Path,
+    output: Path,
+    *,
+    version: str,
+    commit: str | None = None,
+    modified: bool | None = None,
+    asked: Asked = (),
+    unknown: Sequence[str] = (),
+    words: Sequence[str] = (),
+    page: Page | None = None,
+) -> Published:
+    """Pack the results of a workspace; the same workspace gives the same bytes.
+
+    Args:
+        output: a folder, or a zip where it ends in .zip. An older publication there is replaced.
+        version, commit, modified: of the program and its code.
+        asked: students that the experiments name, with why their training failed. unknown: what is not known of it.
+        words: names that should not be told, such as the user's; where they are found is said.
+        page: makes a page of a folder of records.
+
+    Raises:
+        ConfigError: records or configurations that are damaged, all of them at once.
+        UserError: no records, something else at `output`, a disk that refuses.
+    """
+    records, faults = read(workspace)
+    if not records and not faults:
+        raise UserError(f"no records in {workspace / 'records'}, so there is nothing to publish")
+    texts, more = _experiments(workspace)
+    if faults + more:
+        raise ConfigError(
+            [f"{fault}" for fault in faults + more], f"{workspace} is not published, since it is damaged in part"
+        )
+    check_target(output)
+    cleared = {name: record_without_paths(record) for name, record in records.items()}
+    for name, record in cleared.items():
+        texts[f"records/{name}"] = _text(workspace / "records" / name, records[name], record)
+    asked_file = _asked(asked, unknown)
+    texts[ASKED] = plain_text(asked_file)
+    merged = _merged(workspace, records)
+    if merged.records:
+        texts[MERGED] = plain_text(merged)
+    texts |= tables(cleared.values(), asked_file)
+    with staged(output) as folder:
+        for name, text in texts.items():
+            _write(folder / name, text)
+        for record in records.values():
+            if record.items is not None:
+                _copy(workspace / "items" / record.items.file, folder / "items" / record.items.file)
+        if page is not None:
+            page(folder, folder / "page")
+        made = Manifest(
+            program=Program(version=version, commit=commit, modified=modified, tables=manifest.tables_code()),
+            summary=manifest.summary(cleared.values()),
+            removed=removed(texts),
+            files={name: manifest.entry(folder / name) for name in _names(folder)},
+        )
+        if strange := [name for name in made.files if not manifest.fits(name)]:
+            raise UserError(f"{strange[0]!r} cannot be the name of a file in a publication; rename it in {workspace}")
+        _write(folder / manifest.NAME, made.text())
+    said = words_in(((name, text) for name, text in texts.items() if not name.startswith("tables/")), words)
+    return Published(output, made, hashlib.sha256(made.text().encode()).hexdigest(), tuple(said))
+
+
+def removed(texts: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """File -> places in it where a path was taken out."""
+    found = {}
+    for name, text in sorted(texts.items()):
+        if name.startswith("tables/") or "(path)" not in text:
+            continue
+        plain = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+        if places := marked(plain):
+            found[name] = tuple(places)
+    return found
+
+
+def check_target(output: Path) -> None:
+    """Raises UserError unless nothing is at `output`, an empty folder, or an older publication and nothing else."""
+    remedy = "name another place, or remove it yourself"
+    if output.is_symlink():
+        raise UserError(f"{str(output)!r} exists and is a link; {remedy}")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    try:
+        with archive.opened(output) as there:
+            strange = sorted(set(there.names) - set(there.manifest.files) - {manifest.NAME})
+    except UserError as error:
+        raise UserError(f"{str(output)!r} exists and is no publication ({error}); {remedy}") from None
+    if strange or there.faults:
+        what = there.faults[0] if there.faults else f"{strange[0]} is no part of the publication there"
+        raise UserError(f"{str(output)!r} exists, and {what}; {remedy}")
+    if (output.suffix == ".zip") != output.is_file():
+        raise UserError(f"{str(output)!r} is a {'file' if output.is_file() else 'folder'}; {remedy}")
+
+
+def experiment_text(plain: Any) -> str:
+    """A configuration as it is published."""
+    kept = {key: value for key, value in plain.items() if key != LEFT_OUT}
+    return HEAD + yaml.safe_dump(without_paths(kept), sort_keys=False, allow_unicode=True)
+
+
+def experiment_files(root: Path) -> dict[str, Path]:
+    """The configurations of a workspace, those of merged results in folders of their own: published name -> path."""
+    found = {f"experiments/{path.name}": path for path in sorted((root / "experiments").glob("*.yaml"))}
+    for path in sorted((root / "merged").glob("*/experiments/*.yaml")):
+        found[f"experiments/{path.parents[1].name}/{path.name}"] = path
+    return found
+
+
+def _experiments(workspace: Path) -> tuple[dict[str, str], list[str]]:
+    texts, faults = {}, []
+    for name, path in experiment_files(workspace).items():
+        try:
+            plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            faults.append(f"{name}: {' '.join(str(error).split())}")
+            continue
+        if isinstance(plain, dict):
+            texts[name] = experiment_text(plain)
+        else:
+            faults.append(f"{name}: it is no configuration")
+    return texts, faults
+
+
+def _text(path: Path, record: Record, cleared: Record) -> str:
+    """The file's own text where it can be published as it is."""
+    text = path.read_text(encoding="utf-8")
+    return text if cleared is record and json.loads(text)["schema_version"] == SCHEMA else record_text(cleared)
+
+
+def _asked(asked: Asked, unknown: Sequence[str]) -> AskedFile:
+    runs = {run.id: AskedRun(run=run, failure=failure) for run, failure in asked}
+    plain = AskedFile(runs=tuple(runs[i] for i in sorted(runs)), notes=tuple(unknown)).model_dump(mode="json")
+    return AskedFile.model_validate(without_paths(plain))
+
+
+def _merged(workspace: Path, records: dict[str, Record]) -> MergedFile:
+    found = read_merged(workspace)
+    kept = {name: source for name, source in sorted(found.records.items()) if name in records}
+    return MergedFile(sources={i: found.sources[i] for i in sorted(set(kept.values()))}, records=kept)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    return iter(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))

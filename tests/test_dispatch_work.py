@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from harness import code_state
-from harness.dispatch import slurm_jobs, snapshot
+from harness.dispatch import slurm_jobs
 from harness.dispatch.dead import release
 from harness.dispatch.ledger import Entry, Ledger, Unit, now
 from harness.dispatch.slurm_programs import SlurmError
@@ -59,7 +61,7 @@ def taken(experiment, workspace: Workspace) -> Path:
 
 def in_a_job(folder: Path, code: str) -> str:
     """What Python prints in a job's shell, which begins in the repository."""
-    lines = [*shell_lines(folder), f"{sys.executable} -c {code!r}"]
+    lines = [*shell_lines(folder), f"{sys.executable} -c {shlex.quote(code)}"]
     done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -75,6 +77,50 @@ def test_a_job_finds_the_snapshot_before_the_installation_and_the_working_direct
     )
     assert all(Path(place).is_relative_to(folder) for place in found.split())
     assert "__pycache__" not in {path.name for path in taken(tiny(tmp_path), Workspace(tmp_path / "x")).rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["harness.toys", "harness.storage.disk", "tasks.depth", "leaderboard.text", "configs"])
+def test_what_the_snapshot_lacks_is_found_nowhere_else(name, tmp_path):
+    folder = taken(tiny(tmp_path), Workspace(tmp_path / "w"))
+    place = folder.joinpath(*name.split("."))
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.with_suffix(".py").unlink()
+    code = f"import harness\ntry: import {name}\nexcept ModuleNotFoundError as error: print(error, error.name)"
+    said = in_a_job(folder, code)
+    assert said == f"no module {name!r} in {folder}, the code that this job was submitted with {name}"
+
+
+def test_what_is_no_module_of_ours_is_found_as_ever_in_a_snapshot(tmp_path):
+    (tmp_path / "mine.py").write_text("WHAT = 'a plugin'")
+    folder = taken(tiny(tmp_path), Workspace(tmp_path / "w"))
+    code = f"""
+import importlib.resources, importlib.util
+from pathlib import Path
+from harness.plugins import import_file
+print(import_file(Path({str(tmp_path / "mine.py")!r})).WHAT, importlib.util.find_spec("no_such_module"))
+print(importlib.resources.files("configs") / "tasks" / "depth.yaml")
+"""
+    said = in_a_job(folder, code).splitlines()
+    assert said[0] == "a plugin None" and Path(said[1]).is_relative_to(folder)
+
+
+def test_a_job_that_imported_other_code_before_its_own_is_refused(tmp_path):
+    workspace = Workspace(tmp_path / "w")
+    folder, strange = taken(tiny(tmp_path), workspace), tmp_path / "strange" / "tasks" / "__init__.py"
+    strange.parent.mkdir(parents=True)
+    strange.touch()
+    code = f"""
+import sys
+sys.path.insert(0, {str(strange.parents[1])!r})
+import tasks
+from harness.dispatch.ledger import Unit
+from harness.dispatch.work import Work
+try: Work({str(workspace.root)!r}, {str(folder)!r}, Unit("train-a", "train", ("r",), ("t",), "e"), 1, 0)()
+except Exception as error: print(error)
+"""
+    assert in_a_job(folder, code).endswith(f"alone, but has imported tasks ({strange})")
 
 
 def test_the_records_of_a_job_tell_commit_changes_and_hash_of_its_code(tmp_path):
@@ -320,7 +366,7 @@ def test_a_job_takes_the_locks_of_its_earlier_start_before_it_begins(held, tmp_p
 def test_the_snapshot_holds_every_package_that_is_installed():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {name.removesuffix("*") for name in listed["find"]["include"]} == set(snapshot.PACKAGES)
+    assert {name.removesuffix("*") for name in listed["find"]["include"]} == set(code_state.PACKAGES)
 
 
 def test_a_unit_is_what_its_title_says():

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import yaml
 
-from harness.code_state import HERE, SNAPSHOT, code_state, difference
+from harness.code_state import HERE, PACKAGES, SNAPSHOT, code_state, difference
 from harness.config import Experiment, parse
 from harness.errors import UserError
 from harness.parsing.yaml_files import read_yaml
 from harness.records import write_atomic
 from harness.runs import Workspace
 
-PACKAGES = ("harness", "singer", "baselines", "tasks", "leaderboard", "configs")
 EXPERIMENT = "experiment.yaml"
 
 

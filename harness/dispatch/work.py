@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
-import harness
+from harness.code_state import HERE, strangers
 from harness.dispatch import snapshot
 from harness.dispatch.dead import release
 from harness.dispatch.ledger import End, Entry, Ledger, Unit, now
@@ -81,9 +81,11 @@ class Work:
 
     def _same_code(self) -> None:
         """Raises UserError where something put other code before the snapshot, such as a line of `setup`."""
-        wanted, here = Path(self.workspace, self.snapshot).resolve(), Path(harness.__file__).resolve().parents[1]
-        if here != wanted:
-            raise UserError(f"this job should run the code in {wanted}, but Python found {here} first: see PYTHONPATH")
+        wanted = Path(self.workspace, self.snapshot).resolve()
+        if wanted != HERE:
+            raise UserError(f"this job should run the code in {wanted}, but Python found {HERE} first: see PYTHONPATH")
+        if others := strangers():
+            raise UserError(f"this job should run the code in {wanted} alone, but has imported {', '.join(others)}")
 
     def _begin(self) -> None:
         if _rank() == 0:

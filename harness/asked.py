@@ -7,6 +7,7 @@ from harness.errors import UserError
 from harness.parsing.yaml_files import read_yaml
 from harness.records import RunInfo
 from harness.runs import Workspace, student_runs
+from harness.storage.integrity import read_json
 
 AskedFor = list[tuple[RunInfo, str | None]]  # students, with why a training failed, or None
 
@@ -20,7 +21,7 @@ def asked_by(experiment: Experiment, workspace: Workspace) -> AskedFor:
 
 
 def asked_for(workspace: Workspace) -> tuple[AskedFor, list[str]]:
-    """Every student that the workspace's experiments name; sentences about what is unknown.
+    """Every student that the workspace's experiments and merged results name; sentences about what is unknown.
 
     A run that several experiments name comes once.
     """
@@ -33,4 +34,13 @@ def asked_for(workspace: Workspace) -> tuple[AskedFor, list[str]]:
             unknown.append(f"What experiment {path.stem} asks for is not known: {error}")
             continue
         found |= {info.id: (info, why) for info, why in asked}
+    for path in sorted((workspace.root / "merged").glob("*/asked.json")):
+        try:
+            said = read_json(path, "merge its source again")
+            theirs = [(RunInfo.model_validate(one["run"]), one["failure"]) for one in said["runs"]]
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            unknown.append(f"What merged results were asked for is not known: {error}")
+            continue
+        found = {info.id: (info, why) for info, why in theirs} | found
+        unknown += [note for note in said.get("notes", ()) if note not in unknown]
     return list(found.values()), unknown

@@ -82,6 +82,7 @@ class Workspace:
     sizes/                <hash>.json: how many students fit on a device, `harness.storage.sizes`
     jobs/                 what was submitted: `harness.dispatch.ledger`
     live/<logger>/        what TensorBoard and others show of trainings: `harness.live`
+    merged.json, merged/  where records of others came from, and what belongs to them: `leaderboard.publishing`
     failures/<run id>.json, features/ (cache), protocols/, data/, locks/, leaderboard.md, leaderboard.csv
     """
 

@@ -25,8 +25,9 @@ def record_schema() -> dict[str, Any]:
         "title": "Sha256",
         "type": "string",
     }
-    # A record of this version writes all of its fields, also those that have a default when it is made.
-    return {"$schema": DIALECT, **found, "title": "Record", "required": [*properties]}
+    for part in (found, *found["$defs"].values()):
+        part["required"] = [*part["properties"]]  # whatever has a default when it is made is written all the same
+    return {"$schema": DIALECT, **found}
 
 
 def schema_text() -> str:

@@ -45,8 +45,12 @@ def remember(experiment: Experiment, workspace: Workspace) -> None:
         raise UserError(f"cannot write into the workspace {str(workspace.root)!r}: {error.strerror}") from error
 
 
-def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
-    """The primary metrics of one experiment, as markdown; all of them go into the workspace's leaderboard.md, .csv."""
+def leaderboard(experiment: Experiment, workspace: Workspace, format: str = "markdown", width: int = 120) -> str:
+    """The primary metrics of one experiment as a text; all of them go into the workspace's leaderboard.md, .csv.
+
+    Args:
+        format: of `leaderboard.render`. width: of plain text, in characters.
+    """
     from leaderboard.drafts import Asked
     from leaderboard.render import render
     from leaderboard.table import rows_and_columns
@@ -64,9 +68,9 @@ def leaderboard(experiment: Experiment, workspace: Workspace) -> str:
         return "no results yet\n"
     asked = [Asked(*one) for one in asked_by(experiment, workspace)]
     whole = rows_and_columns(mine, metrics="all", costs=True, problems=problems, asked=asked)
-    for format, suffix in (("markdown", "md"), ("csv", "csv")):
-        write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, format))
-    short = render(rows_and_columns(mine, problems=problems, asked=asked), "markdown")
+    for kept, suffix in (("markdown", "md"), ("csv", "csv")):
+        write_atomic(workspace.root / f"leaderboard.{suffix}", render(whole, kept))
+    short = render(rows_and_columns(mine, problems=problems, asked=asked), format, width)
     return f"{short}\nAll metrics and costs: {workspace.root / 'leaderboard.md'}\n"
 
 

@@ -506,6 +506,15 @@ def test_run_prints_the_table_alone_on_standard_output(call, config, workspace):
     assert call("run", config, "--workspace", workspace.root, "--quiet")[2] == ""
 
 
+def test_run_prints_plain_text_on_a_terminal_and_keeps_markdown(call, config, workspace, monkeypatch):
+    settled(started(workspace), workspace)
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call("run", config, "--workspace", workspace.root)[1]
+    assert "|" not in out and max(map(len, out.split("\n")[:-2])) <= 80
+    assert "| fitnet" in (workspace.root / "leaderboard.md").read_text()
+
+
 def test_run_calls_rows_and_columns_what_the_configuration_calls_them_now(call, config, workspace):
     settled(started(workspace), workspace)
     names = ["--set", "methods.1.label=renamed row", "--set", "tasks.0.label=renamed column"]

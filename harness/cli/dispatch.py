@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import queue as cli_queue
-from harness.cli.options import Config, Plugins, Quiet, Settings, WorkspaceOption, workspace_of
+from harness.cli.options import Config, Plugins, Quiet, Settings, WorkspaceOption, shown_as, workspace_of
 
 
 def _asked(name: str, metavar: str, help: str) -> Any:
@@ -102,7 +102,7 @@ def _wait(experiment: Any, workspace: Any, console: Any) -> None:
     except KeyboardInterrupt:
         console.say(f"the jobs go on without this; `singer-bench status {workspace.root}` tells how")
         raise typer.Exit(130) from None
-    print(leaderboard(experiment, workspace), end="", flush=True)
+    print(leaderboard(experiment, workspace, *shown_as()), end="", flush=True)
     for sentence in bad:
         print(sentence, file=sys.stderr)
     if bad:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,3 +55,9 @@ def existing(workspace: Path) -> Workspace:
     if not workspace.is_dir():
         raise UserError(f"no workspace {str(workspace)!r}; `singer-bench run CONFIG` makes one")
     return Workspace(workspace)
+
+
+def shown_as() -> tuple[str, int]:
+    """The format of a table on the standard output, and its width: plain text on a terminal, in a pipe Markdown."""
+    # Where it is no terminal the width is 120, unless COLUMNS says otherwise.
+    return "plain" if sys.stdout.isatty() else "markdown", shutil.get_terminal_size((120, 24)).columns

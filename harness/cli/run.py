@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import Config, Plugins, Quiet, Settings, WorkspaceOption, read_experiment, workspace_of
+from harness.cli.options import (
+    Config,
+    Plugins,
+    Quiet,
+    Settings,
+    WorkspaceOption,
+    read_experiment,
+    shown_as,
+    workspace_of,
+)
 from harness.errors import UserError
 
 
@@ -53,7 +62,7 @@ def _run(experiment: Any, workspace: Any, retry_failed: bool, quiet: bool) -> No
         console.say(f"students trained: {len(outcome.trained)}; evaluations: {outcome.evaluated}")
     else:
         console.say("nothing is pending")
-    print(leaderboard(experiment, workspace), end="", flush=True)
+    print(leaderboard(experiment, workspace, *shown_as()), end="", flush=True)
     failed = {one.title: why for one in runs if (why := workspace.failure(one.id)) is not None}
     for title, why in failed.items():
         print(f"failed: {title} at step {why['step']}: {why['reason']}", file=sys.stderr)

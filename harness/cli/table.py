@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import WorkspaceArgument, existing
+from harness.cli.options import WorkspaceArgument, existing, shown_as
 from harness.errors import UserError, unknown
 
 NAMES = "Labels or globs with commas between."
@@ -93,10 +92,8 @@ def table(
         return
     if format is None:
         endings = {f".{suffix}": name for name, suffix in SUFFIXES.items()}
-        on_terminal = output is None and sys.stdout.isatty()
-        format = "plain" if on_terminal else endings.get(output.suffix if output else "", "markdown")
-    # Where it is no terminal, such as in a pipe, the width is 120, unless COLUMNS says otherwise.
-    text = render(board, format, 120 if output else shutil.get_terminal_size((120, 24)).columns)
+        format = endings.get(output.suffix, "markdown") if output else shown_as()[0]
+    text = render(board, format, 120 if output else shown_as()[1])
     for hint in hints(board):
         print(f"hint: {hint}", file=sys.stderr)
     if output is None:

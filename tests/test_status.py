@@ -22,7 +22,7 @@ from processes import crashed_at
 from harness.cli import main as cli
 from harness.cli import queue as cli_queue
 from harness.config import Experiment, merge, parse
-from harness.dispatch import again, processes, slurm_jobs
+from harness.dispatch import again, processes, slurm_jobs, submit
 from harness.dispatch.ledger import Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Seen
@@ -526,7 +526,7 @@ def asked(monkeypatch) -> list[tuple[str, str]]:
     """Submissions: (experiment, cluster)."""
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        again, "submit", lambda experiment, workspace, where, console: told.append((experiment.name, where))
+        again, "submit", lambda experiment, workspace, where, console, only: told.append((experiment.name, where))
     )
     monkeypatch.setattr(cli_queue, "serve", lambda *_, **how: told.append(("serve", str(how))))
     return told
@@ -599,6 +599,54 @@ def test_retry_submits_a_failed_group_to_this_machine_for_real(tmp_path, monkeyp
     assert call("retry", workspace.root)[0] == 0
     (found,) = Ledger(workspace).entries().values()
     assert (found.state, found.attempt, found.cluster) == ("queued", 2, "local")
+
+
+def again_here(call, experiment: Experiment, workspace: Workspace, monkeypatch, *titles: str) -> set[tuple[str, ...]]:
+    """What `retry` submits to this machine where all that was submitted is lost or cancelled: titles of each unit."""
+    monkeypatch.setattr(cli_queue, "serve", lambda *_, **how: None)
+    monkeypatch.setattr(submit, "_preflight", lambda *_: None)
+    units = {entry.unit.id: entry.unit for entry in Ledger(workspace).entries().values()}
+    for entry in Ledger(workspace).entries().values():
+        waits = any(need in units for need in entry.unit.needs)
+        Ledger(workspace).write(dataclasses.replace(entry, state="cancelled" if waits else "failed", reason="x"))
+    assert call("retry", workspace.root, *titles)[0] == 0
+    entries = Ledger(workspace).entries().values()
+    return {(entry.unit.kind, *entry.unit.titles) for entry in entries if entry.state == "queued"}
+
+
+def test_retry_of_a_title_submits_what_was_named_and_nothing_else(call, tmp_path, monkeypatch):
+    """Not the rest of its group, not what nobody ever submitted."""
+    workspace = Workspace(tmp_path / "w")
+    submitted(started(workspace), workspace, "local")
+    experiment = started(workspace, seeds=[0, 1, 2])
+    found = again_here(call, experiment, workspace, monkeypatch, "none seed 1")
+    assert found == {("train", "none seed 1"), ("evaluate", "none seed 1")}
+
+
+def test_retry_without_a_title_submits_what_went_wrong_and_what_waited_for_it(call, tmp_path, monkeypatch):
+    workspace, fit = Workspace(tmp_path / "w"), {"fit": {"training": {"steps": 5}}}
+    experiment = started(workspace, teacher=fit, bounds=True)
+    submitted(experiment, workspace, "local")
+    more = started(workspace, teacher=fit, bounds=True, seeds=[0, 1, 2])
+    found = again_here(call, more, workspace, monkeypatch)
+    titles = {title for _, *some in found for title in some}
+    (teacher,) = fit_runs(experiment)
+    assert titles == {teacher.title, *(run.title for run in student_runs(experiment) + bound_runs(experiment))}
+
+
+def test_retry_of_a_run_brings_the_teacher_that_it_needs(call, tmp_path, monkeypatch):
+    workspace, fit = Workspace(tmp_path / "w"), {"fit": {"training": {"steps": 5}}}
+    experiment = started(workspace, teacher=fit)
+    submitted(experiment, workspace, "local")
+    for entry in Ledger(workspace).entries().values():
+        state = "failed" if entry.unit.kind == "train" else "cancelled"
+        Ledger(workspace).write(dataclasses.replace(entry, state=state, reason="x"))
+    monkeypatch.setattr(cli_queue, "serve", lambda *_, **how: None)
+    monkeypatch.setattr(submit, "_preflight", lambda *_: None)
+    assert call("retry", workspace.root, "none seed 1")[0] == 0
+    queued = [entry.unit for entry in Ledger(workspace).entries().values() if entry.state == "queued"]
+    (teacher,) = fit_runs(experiment)
+    assert [unit.titles for unit in queued] == [(teacher.title,), ("none seed 1",), ("none seed 1",)]
 
 
 # ---- cancel

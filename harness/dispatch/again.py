@@ -19,7 +19,7 @@ from harness.storage.locks import Lock
 
 
 def retry(workspace: Workspace, console: Console, states: Collection[State], titles: Sequence[str]) -> set[Cluster]:
-    """Set failures aside, and submit what is left of their experiments where it ran before.
+    """Set failures aside, and submit these runs again where they ran before, with what was cancelled because of them.
 
     Args:
         states: what counts as gone wrong: failed, lost. titles: of runs or rows, or ids of runs; none: all of them.
@@ -42,7 +42,7 @@ def retry(workspace: Workspace, console: Console, states: Collection[State], tit
     if not jobs:
         console.say(f"nothing is {' or '.join(states)}")
         return set()
-    _set_aside(workspace, jobs)
+    meant = jobs | _set_aside(workspace, jobs)
     again: set[Cluster] = set()
     for one in found.experiments:
         mine = [item for item in one.items if item.state in states and item.run in jobs]
@@ -51,21 +51,28 @@ def retry(workspace: Workspace, console: Console, states: Collection[State], tit
         if clusters and not isinstance(experiment, UserError):
             console.say(f"{one.name}: again: {_titles(mine)}")
             where = max(clusters, key=clusters.count)
-            submit(experiment, workspace, where, console)
+            submit(experiment, workspace, where, console, only=meant)
             again.add(where)
     return again
 
 
-def _set_aside(workspace: Workspace, runs: Collection[str]) -> None:
-    """So that neither a run's failure nor its job that failed counts any more; both stay readable."""
+def _set_aside(workspace: Workspace, runs: Collection[str]) -> set[str]:
+    """So that neither a run's failure nor its job that failed counts any more; both stay readable.
+
+    Returns:
+        The runs that were cancelled since they needed a teacher among these.
+    """
     ledger = Ledger(workspace)
     entries = ledger.entries()
     standing = slurm_jobs.look(workspace, entries)
+    fits = {i for i, entry in entries.items() if entry.unit.kind == "fit" and not set(runs).isdisjoint(entry.unit.runs)}
+    waited = [e for i, e in entries.items() if standing[i].state == "cancelled" and not fits.isdisjoint(e.unit.needs)]
     for run in runs:
         workspace.forgive(run)
     for i, entry in entries.items():
         if standing[i].state == "failed" and not set(runs).isdisjoint(entry.unit.runs):
             ledger.set_aside(entry)
+    return {run for entry in waited for run in entry.unit.runs}
 
 
 def cancel(

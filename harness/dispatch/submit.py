@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +76,18 @@ def door(experiment: Experiment, where: Cluster) -> Door:
 
 
 def submit(
-    experiment: Experiment, workspace: Workspace, where: Cluster, console: Console, *, preflight: bool = True
+    experiment: Experiment,
+    workspace: Workspace,
+    where: Cluster,
+    console: Console,
+    *,
+    preflight: bool = True,
+    only: Collection[str] | None = None,
 ) -> list[Entry]:
     """Submit what nobody is at work on; the new entries. A unit that has failed stays until it is set aside.
+
+    Args:
+        only: ids of runs, beside which nothing is submitted but the teachers that they need; None: all.
 
     Raises:
         UserError: whatever is wrong, before anything is submitted; or Slurm's refusal of a part of it.
@@ -87,12 +96,14 @@ def submit(
     remember(experiment, workspace)
     with _alone(workspace, console):
         ledger = Ledger(workspace)
-        found = look(experiment, workspace, where, adopting=True)
+        found = look(experiment, workspace, where, only, adopting=True)
         if found.units and where == "slurm":
             test_only(experiment, workspace, checked)
         if found.units and preflight:
             _preflight(experiment, workspace, console, found.units)
-            found = look(experiment, workspace, where)  # evaluations that this code would not change are known by now
+            found = look(
+                experiment, workspace, where, only
+            )  # evaluations that this code would not change are known by now
         _say(found, workspace, console)
         if not found.units:
             return []
@@ -103,7 +114,14 @@ def submit(
         return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
 
 
-def look(experiment: Experiment, workspace: Workspace, where: Cluster, *, adopting: bool = False) -> Look:
+def look(
+    experiment: Experiment,
+    workspace: Workspace,
+    where: Cluster,
+    only: Collection[str] | None = None,
+    *,
+    adopting: bool = False,
+) -> Look:
     """What is under way, and what is to be submitted. adopting: take over what a killed submitter left in Slurm."""
     ledger = Ledger(workspace)
     entries = ledger.entries()
@@ -113,7 +131,7 @@ def look(experiment: Experiment, workspace: Workspace, where: Cluster, *, adopti
     standing = standings(workspace, entries, seen)
     live = {i: entry for i, entry in entries.items() if _is_live(entry, standing[i], where)}
     failed = {i: entry for i, entry in entries.items() if standing[i].state == "failed" and i not in live}
-    planned = plan(experiment, workspace, live, failed)
+    planned = plan(experiment, workspace, live, failed, only)
     elsewhere = [unit for unit in planned.units if where == "slurm" and _needs_local(unit, live)]
     units = tuple(unit for unit in planned.units if unit not in elsewhere)
     return Look(entries, standing, live, units, planned.failed, tuple(elsewhere))

@@ -7,7 +7,7 @@ submitted twice, submits only what nobody is at work on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.config import Experiment
@@ -24,19 +24,31 @@ class Plan:
     failed: tuple[Unit, ...]
 
 
-def plan(experiment: Experiment, workspace: Workspace, live: Mapping[str, Entry], failed: Mapping[str, Entry]) -> Plan:
+def plan(
+    experiment: Experiment,
+    workspace: Workspace,
+    live: Mapping[str, Entry],
+    failed: Mapping[str, Entry],
+    only: Collection[str] | None = None,
+) -> Plan:
     """What of an experiment is to be submitted.
 
     Args:
         live: entries of units under way, by unit id. failed: of those that ended with an error, which are not
             submitted again before they are set aside, nor is what needs them.
+        only: ids of the runs that are trained and evaluated, with the teachers that these need; None: all.
     """
-    return _Planner(experiment, workspace, live, failed).plan()
+    return _Planner(experiment, workspace, live, failed, only).plan()
 
 
 class _Planner:
     def __init__(
-        self, experiment: Experiment, workspace: Workspace, live: Mapping[str, Entry], failed: Mapping[str, Entry]
+        self,
+        experiment: Experiment,
+        workspace: Workspace,
+        live: Mapping[str, Entry],
+        failed: Mapping[str, Entry],
+        only: Collection[str] | None,
     ) -> None:
         self.experiment, self.workspace = experiment, workspace
         self.live, self.failed = live, failed
@@ -45,6 +57,12 @@ class _Planner:
         for entry in live.values():
             for run in entry.unit.runs:
                 self.coming.setdefault(run, set()).update(entry.unit.asked)
+        self.students = [run for run in student_runs(experiment) if only is None or run.id in only]
+        self.bounds = [run for run in bound_runs(experiment) if only is None or run.id in only]
+        self.fits = fit_runs(experiment)
+        if only is not None:
+            needed = {*only, *(self._fit(run) for run in self.students + self.bounds)}
+            self.fits = [run for run in self.fits if run.id in needed]
         self.units: list[Unit] = []
         self.held: list[Unit] = []
         self.stuck: set[str] = set()  # runs that wait for one that failed
@@ -78,29 +96,33 @@ class _Planner:
         )
 
     def _fits(self) -> None:
-        for run in fit_runs(self.experiment):
+        for run in self.fits:
             if self.workspace.failure(run.id) is not None:
                 self.stuck.add(run.id)
             elif run.id not in self.trains and not self.workspace.is_trained(run):
                 self._add(self._unit("fit", run.id, [run], ()))
 
     def _trainings(self) -> None:
-        free = [run for run in student_runs(self.experiment) if run.id not in self.trains and not self._is_stuck(run)]
+        free = [run for run in self.students if run.id not in self.trains and not self._is_stuck(run)]
         for group in groups(free, self.workspace, self.experiment.runtime.max_group):
             self._add(self._unit("train", group.id, group.runs, self._fit_of(group.runs[0])))
 
     def _is_stuck(self, run: Run) -> bool:
         """Whether a run waits for a teacher whose own training failed."""
-        return run.teacher.fit is not None and fit_run(self.experiment, run.teacher).id in self.stuck
+        return self._fit(run) in self.stuck
+
+    def _fit(self, run: Run) -> str | None:
+        """The run that trains a run's teacher; None where the teacher is not trained here."""
+        return None if run.teacher.fit is None else fit_run(self.experiment, run.teacher).id
 
     def _fit_of(self, run: Run) -> list[str]:
         """The unit that trains a run's teacher, where that is still to come."""
-        fit = None if run.teacher.fit is None else fit_run(self.experiment, run.teacher).id
+        fit = self._fit(run)
         return [self.trains[fit]] if fit in self.trains else []
 
     def _evaluations(self) -> None:
         tasks = task_runs(self.experiment)
-        for run in bound_runs(self.experiment) + student_runs(self.experiment):
+        for run in self.bounds + self.students:
             if self._is_stuck(run) or run.id in self.stuck or self.workspace.failure(run.id) is not None:
                 continue
             wanted = self._missing(run, tasks)

@@ -107,6 +107,8 @@ def test_a_grid_is_looked_at_cancelled_tried_again_and_watched_to_its_end(slurm,
     (tmp_path / "go").touch()
     done = bench("retry", workspace.root)
     assert done.returncode == 0 and "two: again: raising seed 0" in done.stderr, done.stderr
+    assert stands("train patient seed 0", "cancelled")  # which nobody asked for
+    submit()
     done = bench("status", workspace.root, "--watch", "--every", "1")
     assert done.returncode == 1, done.stderr  # raising fails again
     assert "two: students: 1 trained, 1 failed; evaluated: " in done.stdout

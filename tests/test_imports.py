@@ -40,7 +40,10 @@ FOR_METHODS_AND_TASKS = frozenset(
     )
 )
 FOR_THE_LEADERBOARD = frozenset(f"harness.{name}" for name in ("records", "errors", "seeds", "items", "storage.items"))
-MAY_SHOW_A_TABLE = ("harness/cli/table.py", "harness/cli/compare.py", "harness/cli/publish.py", "harness/results.py")
+MAY_SHOW_A_TABLE = (
+    "harness/results.py",
+    *(f"harness/cli/{name}.py" for name in ("table", "compare", "publish", "models", "page")),
+)
 LIGHT = ("records", "errors", "seeds", "config", "runs", "catalogue", "registry", "plugins")
 LIGHT += ("parsing.annotations", "parsing.syntax", "cli.main")
 LIGHT += ("dispatch.submit", "dispatch.waiting", "dispatch.work", "dispatch.queue", "dispatch.again")

@@ -58,10 +58,44 @@ def export(
     run: Annotated[str, typer.Argument(metavar="STUDENT", help="WORKSPACE/students/ID, or the folder of any student.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to make.")],
 ) -> None:
-    """A student as a folder that timm loads."""
+    """A student as a folder that timm loads, with a model card."""
     from harness.results import export as exported
 
     print(exported(Path(run), output))
+    if (Path(run) / "run.yaml").is_file():  # a folder of another origin says nothing that a card could tell
+        _write_card(Path(run), output)
+
+
+def _write_card(student: Path, output: Path) -> None:
+    """README.md beside an exported student, with the results of the workspace in which it lies."""
+    from harness import students
+    from harness.catalogue import catalogue
+    from harness.records import Cost, RecordError, RunInfo, read_record, write_atomic
+    from leaderboard.publishing.card import model_card
+
+    said = students.described(student)
+    run = RunInfo.model_validate(said["info"])
+    records = []
+    for path in sorted((student.resolve().parent.parent / "records").glob(f"{run.id}.*.json")):
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            print(f"note: not in the model card: {error}")
+    entry = catalogue().methods.get(run.method)  # None for a plugin's
+    text = model_card(
+        run,
+        Cost.model_validate(said.get("cost", {})),
+        records,
+        name=output.resolve().name,
+        head_trained=bool(said.get("head_trained")),
+        cite=entry.cite if entry else "",
+        does=entry.summary if entry else "",
+        versions=said.get("environment", {}).get("packages"),
+    )
+    try:
+        write_atomic(output / "README.md", text)
+    except OSError as error:
+        raise UserError(f"cannot write into {str(output)!r}: {error.strerror}") from error
 
 
 def figures(

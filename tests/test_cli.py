@@ -568,7 +568,8 @@ def test_export_makes_a_folder_that_timm_loads(call, workspace, tmp_path):
     code, out, _ = call("export", workspace.student(run.id), "-o", tmp_path / "out")
     assert code == 0
     assert out == f'{tmp_path / "out"}: timm.create_model("local-dir:{tmp_path / "out"}", pretrained=True)\n'
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors", "run.yaml"}
+    made = {"README.md", "config.json", "model.safetensors", "run.yaml"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == made
 
 
 def test_export_refuses_what_it_would_overwrite_and_what_is_no_student(refused, workspace, tmp_path):

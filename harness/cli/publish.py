@@ -17,7 +17,7 @@ def publish(
         typer.Option("-o", "--output", metavar="FOLDER|FILE.zip", help="What to make; an older one there is replaced."),
     ],
 ) -> None:
-    """Pack results for others: records, configurations, tables, checksums."""
+    """Pack results for others, with tables and checksums."""
     from harness import __version__
     from harness.asked import asked_for
     from harness.code_state import code_state
@@ -48,7 +48,10 @@ def publish(
 def verify(
     publication: Annotated[Path, typer.Argument(metavar="FOLDER|ZIP", help="What `publish` made.", show_default=False)],
 ) -> None:
-    """Check a publication: exit code 0 if all of it holds, 1 if something does not."""
+    """Is a publication whole, and what it says?
+
+    Exit code 0 if all of it holds, 1 if something does not, 2 if it is no publication.
+    """
     from leaderboard.publishing.verifying import verify as verified
 
     found = verified(publication)

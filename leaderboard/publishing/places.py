@@ -28,8 +28,9 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear(target)
-        folder = _beside(target, PARTIAL)
-        folder.mkdir()
+        around = _beside(target, PARTIAL)
+        folder = around / target.with_suffix("" if target.suffix == ".zip" else target.suffix).name
+        folder.mkdir(parents=True)  # by the target's name, in case that is told by what is made in it
         try:
             yield folder
             if target.suffix == ".zip":
@@ -38,7 +39,7 @@ def staged(target: Path) -> Iterator[Path]:
                 _sync(folder)
                 _exchange(folder, target)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(around, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
 

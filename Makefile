@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHARED ?= ../shared
 WORKERS ?= 2
 
-.PHONY: install demo test lint real lock clean
+.PHONY: install demo test lint docs real lock clean
 
 install: .venv/installed
 
@@ -26,6 +26,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The site in build/docs; every warning is an error. The variable keeps mkdocs-material from naming other generators.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The comparison on real images with a real teacher; docs/results/ holds what it gave.
 real: install

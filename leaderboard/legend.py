@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from leaderboard.board import Cell, Column, Difference, Leaderboard, Missing, Row, Section
+from leaderboard.board import Cell, Column, Difference, Leaderboard, Missing, Row, Section, SectionKey
 from leaderboard.labels import DASH, MINUS, clean
 from leaderboard.markup import Markup
 
@@ -28,9 +28,14 @@ def legend(sections: Sequence[Section], costs: bool, markup: Markup) -> list[str
 
 def heading(section: Section) -> str:
     """`teacher → student on data [condition]`, without what a section does not have."""
-    names = " → ".join(clean(name) for name in (section.key.teacher, section.key.student) if name)
-    data = f" on {clean(section.key.data)}" if section.key.data else ""
-    return names + data + (f" [{section.condition}]" if section.condition else "")
+    return heading_of(section.key, section.condition)
+
+
+def heading_of(key: SectionKey, condition: str) -> str:
+    """The same of a section's key and its short condition."""
+    names = " → ".join(clean(name) for name in (key.teacher, key.student) if name)
+    data = f" on {clean(key.data)}" if key.data else ""
+    return names + data + (f" [{condition}]" if condition else "")
 
 
 def group_name(section: Section, sections: Sequence[Section]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli import compare as cli_compare
 from harness.cli import data as cli_data
 from harness.cli import dispatch as cli_dispatch
 from harness.cli import models as cli_models
@@ -41,6 +42,7 @@ for command in (
     cli_status.retry,
     cli_status.cancel,
     cli_table.table,
+    cli_compare.compare,
 ):
     app.command()(command)
 for command in (cli_publish.publish, cli_publish.verify, cli_publish.merge, cli_publish.schema):

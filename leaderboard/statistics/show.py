@@ -1,0 +1,139 @@
+"""A comparison -> text for people: sentences, a line a pair and task, ranks; or JSON. Pure functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from harness.errors import UserError, unknown
+from leaderboard.labels import DASH, clean
+from leaderboard.layout import LAYOUTS, Head, Sheet
+from leaderboard.legend import heading_of
+from leaderboard.markup import MARKUPS, Markup, Piece
+from leaderboard.numbers import NumberFormat, number_format, shown_unit
+from leaderboard.statistics.comparison import Comparison, Pair, Ranks, SectionComparison, Significance
+from leaderboard.statistics.statements import p_text
+
+FORMATS = ("plain", "markdown", "latex", "json")
+
+
+def render(comparison: Comparison, format: str = "markdown", width: int | None = None) -> str:
+    """The comparison as text that ends with a newline.
+
+    Args:
+        width: characters to a line of plain text; None: as it comes.
+
+    Raises:
+        UserError: another format than those of FORMATS.
+    """
+    if format not in FORMATS:
+        raise UserError(unknown("format of a comparison", format, FORMATS))
+    if format == "json":
+        return json.dumps(comparison.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    markup, layout = MARKUPS[format], LAYOUTS[format]
+    pages = []
+    for section in comparison.sections:
+        title = markup.escape(heading_of(section.key, section.condition))
+        said = [markup.escape(statement.text) for statement in section.statements]
+        said += [markup.escape(line) for line in _legend(section, comparison.level)]
+        if section.pairs:
+            pages.append(layout.page(title, _pairs(section, comparison.level, markup), said, width))
+        else:
+            pages.append(f"{title}\n\n{layout.notes(said, width)}")
+        if section.ranks is not None:
+            pages.append(layout.page(*_ranks(section.ranks, markup), width))
+    ends = [] if pages else ["There are no students to compare yet."]
+    ends += [f"Not compared by item: {problem}" for problem in comparison.problems]
+    if ends:
+        pages.append(layout.notes([markup.escape(line) for line in ends], width))
+    return "\n\n".join(pages) + "\n"
+
+
+def _pairs(section: SectionComparison, level: float, markup: Markup) -> Sheet:
+    """A line a task, the lines of each other row together below its name."""
+    formats = [_format(section, number) for number in range(len(section.columns))]
+    groups: dict[int, str] = {}
+    lines: list[list[str]] = []
+    differences: list[Piece] = []
+    before = None
+    for i, pair in enumerate(section.pairs):
+        column, how = section.columns[pair.column], formats[pair.column]
+        if pair.other != before:
+            groups[i] = markup.strong(markup.escape(f"{section.method} against {pair.other}"))
+            before = pair.other
+        unit = shown_unit(column.unit)
+        arrow = "↑" if column.direction == "up" else "↓"
+        name = f"{column.title} {clean(column.metric)}{f' ({clean(unit)})' if unit else ''} {arrow}"
+        differences.append(Piece(how.difference(pair.difference)))
+        seeds = f"{len(pair.seeds)}" + (f" of {len(pair.seeds) + len(pair.unpaired)}" if pair.unpaired else "")
+        effect = DASH if pair.effect is None else f"{pair.effect:+.2f}"
+        lines.append(
+            [
+                name,
+                _interval(pair, how, level),
+                seeds,
+                _p(pair.by_seed, level),
+                DASH if pair.items is None else f"{pair.items}",
+                _p(pair.by_item, level),
+                effect,
+                f"{pair.superiority:.2f}",
+            ]
+        )
+    name, *others = ([markup.escape(text) for text in column] for column in zip(*lines, strict=True))
+    heads = [Head("", "task"), Head("", "difference"), Head("", "interval"), Head("", "seeds")]
+    heads += [Head("over seeds", "p"), Head("", "items"), Head("over items", "p"), Head("", "d_z"), Head("", "better")]
+    return Sheet(heads, [name, markup.cells(differences), *others], groups, (), len(heads))
+
+
+def _format(section: SectionComparison, number: int) -> NumberFormat:
+    column = section.columns[number]
+    return number_format(
+        column.unit,
+        [pair.difference for pair in section.pairs if pair.column == number],
+        [pair.interval.high - pair.interval.low for pair in section.pairs if pair.column == number and pair.interval],
+    )
+
+
+def _interval(pair: Pair, how: NumberFormat, level: float) -> str:
+    if pair.interval is None:
+        return DASH
+    ends = f"{how.difference(pair.interval.low)} to {how.difference(pair.interval.high)}"
+    claimed = pair.interval.confidence
+    return ends if claimed >= 1 - level - 1e-12 else f"{ends} ({100 * claimed:.3g} %)"
+
+
+def _p(test: Significance | None, level: float) -> str:
+    return DASH if test is None else p_text(test.adjusted) + "*" * test.below(level)
+
+
+def _ranks(ranks: Ranks, markup: Markup) -> tuple[str, Sheet, Sequence[str]]:
+    labels = [markup.escape(label) for label in ranks.labels]
+    average = [markup.escape(f"{rank:.2f}") for rank in ranks.average]
+    groups = [f"{ranks.labels[first]} to {ranks.labels[last]}" for first, last in ranks.bars]
+    said = [f"Nemenyi's critical difference at {p_text(ranks.level)} is {ranks.critical_difference:.2f}."]
+    said.append(f"Not told apart: {'; '.join(groups)}." if groups else "All are told apart.")
+    title = f"Average ranks over {ranks.tasks} tasks"
+    sheet = Sheet([Head("", "method"), Head("avg.", "rank")], [labels, average], {}, (), 2)
+    return markup.escape(title), sheet, [markup.escape(line) for line in said]
+
+
+def _legend(section: SectionComparison, level: float) -> list[str]:
+    if not section.pairs:
+        return []
+    said = [
+        "difference: mean over the seeds that both have; under ↓ below 0 is better. d_z: Cohen's, over seeds, above 0 "
+        f"where {section.method} is better; better: share of seeds on which it is, ties half.",
+    ]
+    families = [f"{section.families[scope]} over {scope}" for scope in ("seeds", "items") if section.families[scope]]
+    if families:
+        said.append(
+            f"p: two-sided, Holm-adjusted for all comparisons of this table ({' and '.join(families)}); * below "
+            f"{p_text(level)}."
+        )
+    kinds = sorted({pair.interval.of for pair in section.pairs if pair.interval})
+    if kinds:
+        said.append(
+            f"interval: {100 * (1 - level):g} % paired bootstrap of {', or '.join(kinds)}; where another share stands "
+            "behind it, so few seeds can cover no more."
+        )
+    return said

@@ -15,6 +15,7 @@ from harness.cli import compare as cli_compare
 from harness.cli import data as cli_data
 from harness.cli import dispatch as cli_dispatch
 from harness.cli import models as cli_models
+from harness.cli import page as cli_page
 from harness.cli import protocols as cli_protocols
 from harness.cli import publish as cli_publish
 from harness.cli import queue as cli_queue
@@ -42,6 +43,7 @@ for command in (
     cli_status.retry,
     cli_status.cancel,
     cli_table.table,
+    cli_page.page,
     cli_compare.compare,
 ):
     app.command()(command)

@@ -1,0 +1,285 @@
+"""Records -> what the page shows, as plain values: one set for the tables, one more for each row. Pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.errors import UserError
+from harness.records import Record
+from harness.seeds import content_hash
+from leaderboard.board import Cell, Column, Leaderboard, Row, Section
+from leaderboard.drafts import Asked
+from leaderboard.labels import clean
+from leaderboard.legend import heading, legend
+from leaderboard.legend import problems as unread
+from leaderboard.markup import MARKUPS
+from leaderboard.numbers import number_format, shown_unit, three_digits
+from leaderboard.published import reported_too
+from leaderboard.ranking import mean_and_spread
+from leaderboard.table import rows_and_columns
+
+Curves = Callable[[str], Mapping[str, Any] | None]  # a run's id -> its curve
+_MARKUP = dataclasses.replace(MARKUPS["plain"], best="bold", second="underlined", bounds="whose name is in italics")
+_COSTS = (
+    # key, title, unit
+    ("hours", "time", "h"),
+    ("memory_gb", "memory", "GB"),
+    ("method_parameters", "extra parameters", "M"),
+    ("student_parameters", "student parameters", "M"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A map of a run: its kind in a word or two, what is on it, and the file's bytes, PNG or SVG."""
+
+    kind: str
+    text: str
+    data: bytes = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """board: plain values for the tables, with "detail" of every row its place in `details`."""
+
+    board: dict[str, Any]
+    details: tuple[dict[str, Any], ...]
+
+
+def content(
+    records: Sequence[Record],
+    *,
+    title: str,
+    asked: Sequence[Asked] = (),
+    problems: Iterable[object] = (),
+    notes: Iterable[str] = (),
+    curves: Curves = lambda run_id: None,
+) -> Content:
+    """All that the page shows, whatever the order of the records.
+
+    Args:
+        title: of the page. asked, problems, notes: see `rows_and_columns`. curves: what is known of a run's training.
+
+    Raises:
+        ValueError: two records of the same run and task id.
+    """
+    board = _board(records, asked, problems, notes)
+    by_run: dict[str, list[Record]] = {}
+    for record in records:
+        by_run.setdefault(record.run.id, []).append(record)
+    protocols = _Protocols(records)
+    details: list[dict[str, Any]] = []
+    sections = [_section(section, by_run, protocols, details, curves) for section in board.sections]
+    plain = {
+        "title": clean(title),
+        "newest": max((record.created for record in records), default=""),
+        "records": len(records),
+        "sections": sections,
+        "protocols": protocols.plain(),
+        "costs": [{"key": key, "title": name, "unit": unit} for key, name, unit in _COSTS],
+        "notes": [*board.notes, *unread(board)],
+    }
+    return Content(plain, tuple(details))
+
+
+def _board(
+    records: Sequence[Record], asked: Sequence[Asked], problems: Iterable[object], notes: Iterable[str]
+) -> Leaderboard:
+    board = rows_and_columns(records, metrics="all", asked=asked, problems=problems, notes=notes)
+    try:
+        return dataclasses.replace(board, sections=tuple(reported_too(board.sections)))
+    except UserError:  # nothing that was published is of these models and data
+        return board
+
+
+class _Protocols:
+    """Every protocol once, by its id."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.texts = {record.task_id: record.protocol for record in records}
+        self.found: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def place(self, column: Column) -> int:
+        if column.task_id not in self.found:
+            text = json.dumps(self.texts.get(column.task_id, {}), indent=2, ensure_ascii=False)
+            about = {"id": column.task_id, "title": column.title, "summary": column.summary, "text": text}
+            self.found[column.task_id] = len(self.found), about
+        return self.found[column.task_id][0]
+
+    def plain(self) -> list[dict[str, Any]]:
+        return [about for _, about in self.found.values()]
+
+
+def _section(
+    section: Section,
+    by_run: Mapping[str, Sequence[Record]],
+    protocols: _Protocols,
+    details: list[dict[str, Any]],
+    curves: Curves,
+) -> dict[str, Any]:
+    keys = _keys(section.columns)
+    rows = []
+    for row in section.rows:
+        mine = [record for run in row.runs for record in by_run.get(run, ()) if record.origin == row.origin]
+        rows.append({**_row(row, mine), "detail": len(details)})
+        details.append(_detail(row, mine, section.columns, keys, curves))
+    columns = [
+        {
+            "key": key,
+            "title": column.title,
+            "metric": clean(column.metric),
+            "unit": clean(shown_unit(column.unit)) if shown_unit(column.unit) else "",
+            "own_unit": column.unit,
+            "up": column.direction == "up",
+            "main": column.primary or column.shown,
+            "primary": column.primary and column.ranked,
+            "protocol": protocols.place(column),
+        }
+        for column, key in zip(section.columns, keys, strict=True)
+    ]
+    return {
+        "key": content_hash(list(section.key)),
+        "title": heading(section),
+        "columns": columns,
+        "rows": rows,
+        "cells": _cells(section),
+        "legend": [line for line in legend([section], False, _MARKUP) if not line.startswith("Protocol of ")],
+    }
+
+
+def _keys(columns: Sequence[Column]) -> list[str]:
+    """A name for each column that links can hold, the same as long as the column is."""
+    keys = [f"{column.title} {clean(column.metric)}" for column in columns]
+    counts = Counter(keys)
+    pairs = zip(columns, keys, strict=True)
+    return [key if counts[key] == 1 else f"{key} {content_hash(list(column.name))[:8]}" for column, key in pairs]
+
+
+def _cells(section: Section) -> list[list[Any]]:
+    """By row and column: [mean, spread, seeds, the same as text, the mark], or why there is none."""
+    formats = [_format(section, j) for j in range(len(section.columns))]
+    found = []
+    for row, cells, missing in zip(section.rows, section.cells, section.missing, strict=True):
+        line: list[Any] = []
+        for cell, why, how in zip(cells, missing, formats, strict=True):
+            if cell is None:
+                line.append(str(why) if row.origin == "measured" else "not reported")
+                continue
+            text, spread = how.mean(cell.mean), "" if cell.spread is None else how.spread(cell.spread)
+            if row.origin == "reported":
+                text = f"[{text}]"
+            mark = 2 if cell.best else 1 if cell.second else 0
+            line.append([cell.mean, cell.spread, cell.n, text, spread, mark])
+        found.append(line)
+    return found
+
+
+def _format(section: Section, j: int) -> Any:
+    column = section.columns[j]
+    cells = [(row, line[j]) for row, line in zip(section.rows, section.cells, strict=True)]
+    measured: list[Cell] = [cell for row, cell in cells if cell is not None and row.origin == "measured"]
+    every = measured or [cell for _, cell in cells if cell is not None]
+    spreads = [cell.spread or 0.0 for cell in measured]
+    return number_format(column.unit, [cell.mean for cell in every], spreads, column.decimals)
+
+
+def _row(row: Row, records: Sequence[Record]) -> dict[str, Any]:
+    costs = _costs(row, records)
+    seeds = len(row.runs) if row.origin == "measured" else None
+    return {
+        "label": row.label,
+        "method": clean(row.method),
+        "kind": row.kind,
+        "reported": row.origin == "reported",
+        "source": row.source,
+        "seeds": seeds,
+        "asked": row.asked,
+        "trials": row.trials,
+        "rank": row.average_rank,
+        "costs": {key: [value, three_digits(value * factor)] for key, (value, factor) in costs.items()},
+    }
+
+
+def _costs(row: Row, records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """What is known of the costs with the factor of their unit: hours with the student's share of the teacher's passes.
+
+    Means over runs; memory is the largest.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    hours = [hour for hour in (_hours(r) for r in _one_a_run(records)) if hour is not None]
+    if hours:
+        found["hours"] = mean_and_spread(hours)[0], 1.0
+    if row.costs.peak_memory_gb is not None:
+        found["memory_gb"] = row.costs.peak_memory_gb, 1.0
+    if row.costs.method_parameters is not None:
+        found["method_parameters"] = row.costs.method_parameters, 1e-6
+    sizes = [r.cost.student_parameters for r in records if r.cost.student_parameters is not None]
+    if sizes:
+        found["student_parameters"] = float(max(sizes)), 1e-6
+    return found
+
+
+def _one_a_run(records: Sequence[Record]) -> list[Record]:
+    """Each run's record with the largest cost: they repeat what its training cost."""
+    found: dict[str, Record] = {}
+    for record in records:
+        held = found.get(record.run.id)
+        if held is None or (record.cost.own_s or 0) > (held.cost.own_s or 0):
+            found[record.run.id] = record
+    return list(found.values())
+
+
+def _hours(record: Record) -> float | None:
+    cost = record.cost
+    if cost.own_s is None:
+        return None
+    return (cost.own_s + (cost.teacher_s or 0.0) / (cost.group_size or 1)) / 3600
+
+
+def _detail(
+    row: Row, records: Sequence[Record], columns: Sequence[Column], keys: Sequence[str], curves: Curves
+) -> dict[str, Any]:
+    """What stands behind a row's cells: its runs with all that decided them."""
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        runs.setdefault(record.run.id, []).append(record)
+    places = {column.name: key for column, key in zip(columns, keys, strict=True)}
+    found = []
+    for run_id, mine in sorted(runs.items(), key=lambda item: (item[1][0].run.seed, item[0])):
+        values = {}
+        for record in mine:
+            for metric, value in record.values.items():
+                info = record.metrics[metric]
+                key = places.get((clean(record.task), record.task_id, metric, info.unit, info.direction))
+                if key is not None:
+                    values[key] = value
+        first = max(mine, key=lambda record: record.created)
+        found.append(
+            {
+                "id": clean(run_id),
+                "seed": first.run.seed,
+                "values": values,
+                "created": max(record.created for record in mine),
+                "cost": _told(first),
+                "environment": first.environment,
+                "spec": {name: value for name, value in first.run.spec.items() if name != "hyperparameters"},
+                "curve": curves(run_id) if row.kind == "student" and row.origin == "measured" else None,
+                "pictures": [],
+            }
+        )
+    return {
+        "label": row.label,
+        "hyperparameters": dict(row.hyperparameters),
+        "source": row.source,
+        "borrowed": row.borrowed,
+        "failures": [[failure.seed, failure.reason] for failure in row.failures],
+        "runs": found,
+    }
+
+
+def _told(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record.cost.model_dump().items() if value is not None}

@@ -1,0 +1,200 @@
+// Charts of what the table shows, by Chart.js. Under each stand its numbers, for those who cannot see it.
+"use strict";
+
+bench.charts = (() => {
+  const { data, el, state } = bench;
+  const MOST = 6; // students in a radar chart: more cannot be told apart
+  const SHAPES = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
+  const drawn = new Map(); // the place of a chart -> the chart
+  let waiting = 0;
+
+  function colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  }
+
+  function series(i) {
+    return colour(`series-${i % MOST}`);
+  }
+
+  function put(place, config, label, heads, lines) {
+    if (drawn.has(place)) drawn.get(place).destroy();
+    const canvas = el("canvas", { role: "img", "aria-label": label });
+    const numbers = el("details", {}, el("summary", {}, "Numbers of this chart"), bench.details.table(heads, lines));
+    numbers.open = place.querySelector("details")?.open || false;
+    place.replaceChildren(el("div", { class: "canvas" }, canvas), numbers);
+    drawn.set(place, new Chart(canvas, config));
+  }
+
+  function none(place, text) {
+    if (drawn.has(place)) drawn.get(place).destroy();
+    drawn.delete(place);
+    place.replaceChildren(el("p", {}, text));
+  }
+
+  function axis(title, logarithmic) {
+    const ink = colour("muted");
+    return {
+      type: logarithmic ? "logarithmic" : "linear",
+      title: { display: true, text: title, color: colour("ink") },
+      ticks: { color: ink, maxTicksLimit: 8 },
+      grid: { color: colour("line") },
+      border: { color: colour("line") },
+      grace: "6%",
+    };
+  }
+
+  function legend(display) {
+    return { display, position: "bottom", labels: { color: colour("ink"), usePointStyle: true, boxHeight: 7 } };
+  }
+
+  const common = { animation: false, responsive: true, maintainAspectRatio: false };
+
+  /** Names beside their points, left out where they would cover another. */
+  const names = {
+    id: "names",
+    afterDatasetsDraw(chart) {
+      const { ctx, chartArea } = chart;
+      const taken = [];
+      ctx.save();
+      ctx.font = "12px system-ui, sans-serif";
+      ctx.textBaseline = "middle";
+      ctx.fillStyle = colour("ink");
+      chart.data.datasets.forEach((set, k) => set.data.forEach((point, i) => {
+        const { x, y } = chart.getDatasetMeta(k).data[i].getProps(["x", "y"], true);
+        const text = point.label.length > 28 ? `${point.label.slice(0, 27)}…` : point.label;
+        const wide = ctx.measureText(text).width;
+        for (const left of [x + 8, x - 8 - wide]) {
+          const box = [left, y - 8, left + wide, y + 8];
+          const inside = box[0] >= chartArea.left && box[2] <= chartArea.right && box[1] >= chartArea.top;
+          if (inside && !taken.some((one) => one[0] < box[2] && box[0] < one[2] && one[1] < box[3] && box[1] < one[3])) {
+            taken.push(box);
+            ctx.fillText(text, left, y);
+            break;
+          }
+        }
+      }));
+      ctx.restore();
+    },
+  };
+
+  function mean(cell) {
+    return typeof cell === "string" ? null : cell[0];
+  }
+
+  function factor(column) {
+    return column.own_unit === "fraction" ? 100 : 1;
+  }
+
+  function scatter() {
+    const place = document.getElementById("scatter");
+    const columns = bench.shownColumns();
+    const column = columns.find((one) => one.key === document.getElementById("scatter-quality").value) || columns[0];
+    const cost = data.costs.find((one) => one.key === document.getElementById("scatter-cost").value) || data.costs[0];
+    const scale = cost.unit === "M" ? 1e-6 : 1;
+    const points = !column ? [] : bench.board.rows()
+      .filter(({ row, cells }) => bench.competes(row) && Object.hasOwn(row.costs, cost.key) && mean(cells[column.place]) !== null)
+      .map(({ row, cells }) => ({
+        x: row.costs[cost.key][0] * scale, y: cells[column.place][0] * factor(column), label: row.label,
+        text: [row.label, row.costs[cost.key][1], `${cells[column.place][3]}${cells[column.place][4] ? ` ± ${cells[column.place][4]}` : ""}`],
+      }));
+    if (!points.length) return none(place, "No student that is shown has both numbers.");
+    const xs = points.map((point) => point.x);
+    const logarithmic = Math.min(...xs) > 0 && Math.max(...xs) > 20 * Math.min(...xs);
+    const titles = [`${cost.title} (${cost.unit}${logarithmic ? ", logarithmic" : ""})`, `${column.title} ${bench.metricName(column)}`];
+    put(place, {
+      type: "scatter",
+      data: { datasets: [{ data: points, pointRadius: 5, pointHoverRadius: 7, backgroundColor: series(0), borderColor: colour("paper") }] },
+      options: {
+        ...common,
+        scales: { x: axis(titles[0], logarithmic), y: axis(titles[1], false) },
+        plugins: { legend: legend(false), tooltip: { callbacks: { label: (item) => item.raw.text.join(", ") } } },
+      },
+      plugins: [names],
+    }, `${titles[1]} against ${titles[0]} of ${points.length} students`, ["method", titles[0], titles[1]], points.map((p) => p.text));
+  }
+
+  /** Each axis from the worst of the table's students to the best; the best is outside whatever the direction. */
+  function radar() {
+    const place = document.getElementById("radar");
+    const students = bench.board.rows().filter(({ row }) => bench.competes(row));
+    const complete = bench.shownColumns().filter((column) => students.some((line) => mean(line.cells[column.place]) !== null));
+    const axes = complete.slice(0, 12);
+    const chosen = students.filter((line) => axes.every((column) => mean(line.cells[column.place]) !== null)).slice(0, MOST);
+    if (axes.length < 3) return none(place, "A radar chart needs three columns: choose more tasks or metrics.");
+    if (!chosen.length) return none(place, "No student that is shown has a number in every column.");
+    const ends = axes.map((column) => {
+      const every = students.map((line) => mean(line.cells[column.place])).filter((value) => value !== null);
+      const [low, high] = [Math.min(...every), Math.max(...every)];
+      return column.up ? [low, high] : [high, low];
+    });
+    const share = (value, [worst, best]) => (worst === best ? 1 : (value - worst) / (best - worst));
+    const sets = chosen.map(({ row, cells }, i) => ({
+      label: row.label, data: axes.map((column, j) => share(mean(cells[column.place]), ends[j])),
+      borderColor: series(i), backgroundColor: "transparent", pointBackgroundColor: series(i), pointStyle: SHAPES[i], borderWidth: 2,
+    }));
+    const heads = axes.map((column) => `${column.title} ${bench.metricName(column)}`);
+    const ink = colour("ink");
+    put(place, {
+      type: "radar",
+      data: { labels: axes.map((column) => [column.title, bench.metricName(column)]), datasets: sets },
+      options: {
+        ...common,
+        scales: {
+          r: {
+            min: 0, max: 1, ticks: { display: false, stepSize: 0.25 }, grid: { color: colour("line") },
+            angleLines: { color: colour("line") }, pointLabels: { color: ink, font: { size: 11 } },
+          },
+        },
+        plugins: {
+          legend: legend(true),
+          tooltip: { callbacks: { label: (item) => `${item.dataset.label}: ${chosen[item.datasetIndex].cells[axes[item.dataIndex].place][3]}` } },
+        },
+      },
+    }, `${chosen.length} students over ${axes.length} columns: ${chosen.map(({ row }) => row.label).join(", ")}. Outside is the best student of the table, the middle the worst.`,
+    ["method", ...heads], chosen.map(({ row, cells }) => [row.label, ...axes.map((column) => cells[column.place][3])]));
+  }
+
+  /** One line a seed. */
+  function curves(place, runs, term) {
+    const known = runs.filter((run) => run.curve[term]);
+    const sets = known.map((run, i) => ({
+      label: `seed ${run.seed}`, data: run.curve.step.map((step, k) => ({ x: step, y: run.curve[term][k] })),
+      borderColor: series(i), backgroundColor: series(i), pointRadius: 0, borderWidth: 2, pointStyle: SHAPES[i % MOST],
+    }));
+    const values = sets.flatMap((set) => set.data.map((point) => point.y)).filter((value) => value !== null);
+    const logarithmic = values.length > 0 && Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values);
+    const ends = known.map((run) => [String(run.seed), String(run.curve[term][0]), String(run.curve[term].at(-1))]);
+    put(place, {
+      type: "line",
+      data: { datasets: sets },
+      options: {
+        ...common, parsing: false,
+        scales: { x: axis("step", false), y: axis(term + (logarithmic ? ", logarithmic" : ""), logarithmic) },
+        plugins: { legend: legend(known.length > 1) },
+      },
+    }, `${term} over ${known.length} training${known.length > 1 ? "s" : ""}`, ["seed", `${term}, first`, "last"], ends);
+  }
+
+  function options(select, pairs) {
+    const before = select.value;
+    select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
+    if (pairs.some(([value]) => value === before)) select.value = before;
+  }
+
+  function draw() {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(() => {
+      const columns = bench.shownColumns();
+      options(document.getElementById("scatter-quality"), columns.map((one) => [one.key, `${one.title} ${bench.metricName(one)}`]));
+      const known = data.costs.filter((cost) => bench.section().rows.some((row) => Object.hasOwn(row.costs, cost.key)));
+      options(document.getElementById("scatter-cost"), known.map((cost) => [cost.key, `${cost.title} (${cost.unit})`]));
+      scatter();
+      radar();
+    });
+  }
+
+  for (const id of ["scatter-quality", "scatter-cost"]) document.getElementById(id).addEventListener("change", scatter);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  return { draw, curves };
+})();

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,25 @@ def test_damaged_records_are_named_all_at_once_and_nothing_is_made(ours, tmp_pat
     assert not (tmp_path / "out").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["ours"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstu")),
+            "more than",
+        ),
+        ("a: &a [*a]", "more than"),
+        ("a: " + "[" * 100_000, "experiments/bad.yaml"),
+        ("- a", "it is no configuration"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+)
+def test_configurations_that_would_do_harm_are_named(ours, tmp_path, text, said):
+    (ours / "experiments" / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        published(ours, tmp_path / "out")
+
+
 def test_a_record_whose_ids_are_not_of_its_content_is_not_published(tmp_path):
     ours = filled(tmp_path / "ours", [record("fitnet")])
     with pytest.raises(ConfigError, match="its run id is not the hash of its specification"):
@@ -325,12 +345,14 @@ def test_what_a_killed_process_left_is_cleared_and_its_target_brought_back(ours,
 
 
 def test_a_page_is_made_of_what_is_published_and_sealed_with_it(ours, tmp_path):
-    def page(records: Path, folder: Path) -> None:
+    def page(records: Path, folder: Path, asked, notes) -> None:
         folder.mkdir()
         (folder / "index.html").write_text(str(len(list((records / "records").iterdir()))))
 
     done = published(ours, tmp_path / "out.zip", page=page)
-    assert "page/index.html" in done.manifest.files and not verify(tmp_path / "out.zip").faults
+    found = verify(tmp_path / "out.zip")
+    assert "page/index.html" in done.manifest.files and not found.faults
+    assert "only its checksums were looked at" in found.notes[0]
 
     def change(files):
         files["page/index.html"] = b"<script>"

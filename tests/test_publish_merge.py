@@ -38,7 +38,7 @@ def test_two_labs_publish_verify_and_merge_from_the_command_line(call, tmp_path)
         code, out, _ = call("publish", place, "-o", output)
         assert code == 0 and "fingerprint" in out
         code, out, _ = call("verify", output)
-        assert code == 0 and "all hold" in out
+        assert code == 0 and "all hold" in out and "page/ holds scripts" in out
     union = tmp_path / "union"
     code, out, _ = call("merge", tmp_path / "one.zip", tmp_path / "other-out", "--into", union)
     assert code == 0 and "16 records merged, 0 were there already" in out

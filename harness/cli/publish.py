@@ -21,6 +21,7 @@ def publish(
     from harness import __version__
     from harness.asked import asked_for
     from harness.code_state import code_state
+    from leaderboard.page.build import write_page
     from leaderboard.publishing.packing import publish as packed
 
     place = existing(workspace)
@@ -35,6 +36,7 @@ def publish(
         asked=asked,
         unknown=unknown,
         words=_private(),
+        page=write_page,
     )
     about = done.manifest.summary
     print(f"{output}: {about.records} records of {about.runs} runs, {len(done.manifest.files)} files")

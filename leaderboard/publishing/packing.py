@@ -40,10 +40,11 @@ from leaderboard.publishing.paths import marked, record_without_paths, without_p
 from leaderboard.publishing.places import staged
 
 LEFT_OUT = "submit"  # the section of an experiment that names partitions, accounts and a shell's lines
+MOST_SETTINGS = 100_000  # of one experiment
 HEAD = "# As it was run. A path of the machine is (path)/NAME; what was asked of a cluster is left out.\n"
 
 Asked = Iterable[tuple[RunInfo, str | None]]
-Page = Callable[[Path, Path], object]  # (a folder with records/, the folder to make)
+Page = Callable[..., object]  # (folder with records/, folder to make, asked=, notes=): `leaderboard.page.build`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def publish(
             if record.items is not None:
                 _copy(workspace / "items" / record.items.file, folder / "items" / record.items.file)
         if page is not None:
-            page(folder, folder / "page")
+            page(folder, folder / "page", asked=asked_file.asked(), notes=asked_file.notes)
         made = Manifest(
             program=Program(version=version, commit=commit, modified=modified, tables=manifest.tables_code()),
             summary=manifest.summary(cleared.values()),
@@ -169,20 +170,33 @@ def _experiments(workspace: Path) -> tuple[dict[str, str], list[str]]:
     texts, faults = {}, []
     for name, path in experiment_files(workspace).items():
         try:
-            plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+            plain = yaml.safe_load(path.read_bytes().decode())
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             faults.append(f"{name}: {' '.join(str(error).split())}")
             continue
-        if isinstance(plain, dict):
-            texts[name] = experiment_text(plain)
-        else:
+        if not isinstance(plain, dict):
             faults.append(f"{name}: it is no configuration")
+        elif _endless(plain):
+            faults.append(f"{name}: it has more than {MOST_SETTINGS} settings")
+        else:
+            texts[name] = experiment_text(plain)
     return texts, faults
+
+
+def _endless(plain: Any) -> bool:
+    """Whether aliases make so much of a small file, such as a merged one, that nobody means it."""
+    waiting, count = [plain], 0
+    while waiting and count <= MOST_SETTINGS:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return count > MOST_SETTINGS
 
 
 def _text(path: Path, record: Record, cleared: Record) -> str:
     """The file's own text where it can be published as it is."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode()
     return text if cleared is record and json.loads(text)["schema_version"] == SCHEMA else record_text(cleared)
 
 

@@ -61,6 +61,11 @@ def check(there: Opened) -> Verified:
     if not faults:
         more, notes = _tables(there, records)
         faults += more
+        if any(name.startswith("page/") for name in there.names):
+            notes.append(
+                "page/ holds scripts that a browser runs, and only its checksums were looked at; "
+                "`singer-bench page FOLDER -o NEW` makes it anew from the records"
+            )
     return Verified(there.manifest, hashlib.sha256(there.raw).hexdigest(), records, tuple(sorted(faults)), tuple(notes))
 
 

@@ -11,6 +11,7 @@ from harness.records import RunInfo, read_records
 from leaderboard.drafts import Asked
 from leaderboard.page.content import Picture, content
 from leaderboard.page.curves import curve
+from leaderboard.page.differences import differences
 from leaderboard.page.site import check_folder, write_site
 
 
@@ -37,13 +38,14 @@ def write_page(
     records, problems = read_records(workspace / "records")
     if not records:
         raise UserError(f"no records in {workspace / 'records'}; run an experiment into this workspace first")
+    told, unread = differences(records, workspace / "items")
     found = content(
         records,
         title=workspace.resolve().name,
         asked=[Asked(*one) for one in asked],
         problems=problems,
-        notes=notes,
+        notes=[*notes, *unread],
+        differences=told,
         curves=functools.partial(curve, workspace),
     )
-    diagrams = [None for _ in found.board["sections"]]
-    return write_site(Path(folder), found, pictures or {}, diagrams, live)
+    return write_site(Path(folder), found, pictures or {}, live)

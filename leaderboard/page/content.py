@@ -11,7 +11,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.records import Record
 from harness.seeds import content_hash
-from leaderboard.board import Cell, Column, Leaderboard, Row, Section
+from leaderboard.board import Cell, Column, Leaderboard, Row, Section, SectionKey
 from leaderboard.drafts import Asked
 from leaderboard.labels import clean
 from leaderboard.legend import heading, legend
@@ -43,11 +43,32 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Differences:
+    """What may be said of a section.
+
+    Attributes:
+        plain: method, statements, pairs (lines of a table), legend. diagram: of average ranks.
+    """
+
+    plain: dict[str, Any]
+    diagram: Picture | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Content:
-    """board: plain values for the tables, with "detail" of every row its place in `details`."""
+    """What a page shows.
+
+    Attributes:
+        board: plain values for the tables, with "detail" of every row its place in `details`.
+        diagrams: of the sections' average ranks.
+    """
 
     board: dict[str, Any]
     details: tuple[dict[str, Any], ...]
+    diagrams: tuple[Picture | None, ...]
+
+
+_NOTHING = Differences({"method": "", "statements": [], "pairs": [], "legend": ""}, None)
 
 
 def content(
@@ -58,22 +79,28 @@ def content(
     problems: Iterable[object] = (),
     notes: Iterable[str] = (),
     curves: Curves = lambda run_id: None,
+    differences: Mapping[SectionKey, Differences] | None = None,
 ) -> Content:
     """All that the page shows, whatever the order of the records.
 
     Args:
         title: of the page. asked, problems, notes: see `rows_and_columns`. curves: what is known of a run's training.
+        differences: by section.
 
     Raises:
         ValueError: two records of the same run and task id.
     """
     board = _board(records, asked, problems, notes)
     by_run: dict[str, list[Record]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: (record.run.id, record.task_id)):
         by_run.setdefault(record.run.id, []).append(record)
     protocols = _Protocols(records)
     details: list[dict[str, Any]] = []
-    sections = [_section(section, by_run, protocols, details, curves) for section in board.sections]
+    told = [(differences or {}).get(section.key, _NOTHING) for section in board.sections]
+    sections = [
+        {**_section(section, by_run, protocols, details, curves), "differences": one.plain}
+        for section, one in zip(board.sections, told, strict=True)
+    ]
     plain = {
         "title": clean(title),
         "newest": max((record.created for record in records), default=""),
@@ -83,7 +110,7 @@ def content(
         "costs": [{"key": key, "title": name, "unit": unit} for key, name, unit in _COSTS],
         "notes": [*board.notes, *unread(board)],
     }
-    return Content(plain, tuple(details))
+    return Content(plain, tuple(details), tuple(one.diagram for one in told))
 
 
 def _board(

@@ -52,13 +52,12 @@ def write_site(
     folder: Path,
     content: Content,
     pictures: Mapping[str, Sequence[Picture]],
-    diagrams: Sequence[Picture | None],
     live: bool,
 ) -> Path:
     """Make the page in a folder, or replace the one there; returns the path of its index.html.
 
     Args:
-        pictures: by run id. diagrams: one for each section, or None. live: whether it may look for a newer one.
+        pictures: by run id. live: whether it may look for a newer one.
 
     Raises:
         UserError: the folder cannot be written into, or holds something that is no page.
@@ -67,7 +66,7 @@ def write_site(
     files: dict[str, bytes] = {}
     places = [_detail(detail, pictures, files) for detail in content.details]
     sections = []
-    for section, diagram in zip(content.board["sections"], diagrams, strict=True):
+    for section, diagram in zip(content.board["sections"], content.diagrams, strict=True):
         rows = [{**row, "detail": places[row["detail"]]} for row in section["rows"]]
         shown = None if diagram is None else _picture(diagram, files)
         sections.append({**section, "rows": rows, "diagram": shown})

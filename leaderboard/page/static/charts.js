@@ -31,7 +31,7 @@ bench.charts = (() => {
     place.replaceChildren(el("p", {}, text));
   }
 
-  function axis(title, logarithmic) {
+  function axis(title, logarithmic, grace) {
     const ink = colour("muted");
     return {
       type: logarithmic ? "logarithmic" : "linear",
@@ -39,7 +39,7 @@ bench.charts = (() => {
       ticks: { color: ink, maxTicksLimit: 8 },
       grid: { color: colour("line") },
       border: { color: colour("line") },
-      grace: "6%",
+      grace,
     };
   }
 
@@ -106,7 +106,7 @@ bench.charts = (() => {
       data: { datasets: [{ data: points, pointRadius: 5, pointHoverRadius: 7, backgroundColor: series(0), borderColor: colour("paper") }] },
       options: {
         ...common,
-        scales: { x: axis(titles[0], logarithmic), y: axis(titles[1], false) },
+        scales: { x: axis(titles[0], logarithmic, "6%"), y: axis(titles[1], false, "8%") },
         plugins: { legend: legend(false), tooltip: { callbacks: { label: (item) => item.raw.text.join(", ") } } },
       },
       plugins: [names],
@@ -169,7 +169,7 @@ bench.charts = (() => {
       data: { datasets: sets },
       options: {
         ...common, parsing: false,
-        scales: { x: axis("step", false), y: axis(term + (logarithmic ? ", logarithmic" : ""), logarithmic) },
+        scales: { x: axis("step", false, 0), y: axis(term + (logarithmic ? ", logarithmic" : ""), logarithmic, 0) },
         plugins: { legend: legend(known.length > 1) },
       },
     }, `${term} over ${known.length} training${known.length > 1 ? "s" : ""}`, ["seed", `${term}, first`, "last"], ends);

@@ -26,13 +26,26 @@
       el("summary", {}, el("strong", {}, one.title), ` ${one.summary || ""} `, el("code", {}, one.id)),
       el("pre", { tabindex: "0" }, one.text))));
     const diagram = shown.diagram;
-    const statements = shown.statements || [];
+    const { statements, pairs, method, legend } = shown.differences;
     byId("statistics").hidden = !diagram && !statements.length;
-    byId("statements").replaceChildren(el("ul", {}, ...statements.map((line) => el("li", {}, line))));
+    byId("statements").replaceChildren(el("ul", {}, ...statements.map((line) => el("li", {}, line))),
+      ...(pairs.length ? [folded(`${method} against the others, number by number`, () => pairsTable(pairs, legend))] : []));
     byId("diagram").replaceChildren(...(diagram ? [el("figure", {},
       el("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": diagram.kind },
         el("img", { src: diagram.file, alt: diagram.text })),
       el("figcaption", {}, diagram.text))] : []));
+  }
+
+  /** What is made when it is first opened: thousands of lines may be behind it. */
+  function folded(title, make) {
+    const made = el("details", {}, el("summary", {}, title));
+    made.addEventListener("toggle", () => made.append(...make()), { once: true });
+    return made;
+  }
+
+  function pairsTable(pairs, legend) {
+    const heads = ["against", "task", "difference", "interval", "seeds", "p over seeds", "p over items"];
+    return [bench.details.table(heads, pairs), el("p", { class: "hint" }, legend)];
   }
 
   function chooser() {

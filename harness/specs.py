@@ -344,7 +344,7 @@ class Submission(Strict):
     """What a submitted job asks for: `singer-bench submit`. None of it is part of an identity.
 
     None: told by the cluster or machine where that is possible, or else left to it. Slurm alone knows partition,
-    account, qos, constraint and max_jobs; gpu_memory_gb is for this machine's own queue.
+    account, qos and constraint; gpu_memory_gb is for this machine's own queue.
     """
 
     partition: Word | None = None
@@ -359,7 +359,7 @@ class Submission(Strict):
     gpu_memory_gb: Positive | None = None  # of one GPU, instead of whole ones: jobs share it
     minutes: Count | None = None  # of one start, not of the work; None: four hours, or less where no more is given
     setup: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()  # lines of shell before Python starts
-    max_jobs: Count | None = None  # trainings at once, and evaluations at once
+    max_jobs: Count | None = None  # of one submission that run at once
     requeues: Annotated[int, Field(ge=0)] = 20  # how often one job is started again
     signal_seconds: Count = 120  # that a job has for saving, before its minutes are over
 

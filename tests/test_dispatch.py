@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.dispatch import states
-from harness.dispatch.arrays import arrays
+from harness.dispatch.arrays import Turn, arrays, turns
 from harness.dispatch.ledger import End, Entry, Ledger, Unit, now
 from harness.dispatch.resources import for_slurm, for_this_machine
 from harness.dispatch.slurm_programs import Cluster, Partition, _partitions, minutes_of
@@ -149,17 +149,22 @@ def test_submission_settings_are_in_no_identity(tmp_path):
 # Arrays
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 6), st.booleans(), st.data())
-@settings(max_examples=200, deadline=None)
-def test_every_unit_is_in_one_array_behind_all_that_it_waits_for(sizes, longest, fitted, data):
+def drawn(sizes, fitted: bool, data) -> list[Unit]:
+    """Groups of these sizes, with a teacher's own training or without; not every student is still to be evaluated."""
     needs = ("fit-t",) if fitted else ()
     units = [Unit("fit-t", "fit", ("t",), ("t",), "e")] * fitted
     for number, size in enumerate(sizes):
         runs = tuple(f"r{number}-{j}" for j in range(size))
         units.append(Unit(f"train-{number}", "train", runs, runs, "e", needs))
-        left = [run for run in runs if data.draw(st.integers(0, 4))]  # some have been evaluated before
+        left = [run for run in runs if data.draw(st.integers(0, 4))]
         units += [Unit(f"evaluate-{run}", "evaluate", (run,), (run,), "e", (f"train-{number}",)) for run in left]
-    units.append(Unit("evaluate-t", "evaluate", ("t",), ("t",), "e", needs))
+    return [*units, Unit("evaluate-t", "evaluate", ("t",), ("t",), "e", needs)]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 6), st.booleans(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_unit_is_in_one_array_behind_all_that_it_waits_for(sizes, longest, fitted, data):
+    units = drawn(sizes, fitted, data)
     found, done = arrays(units, longest), []
     assert sorted(unit.id for array in found for unit in array.units) == sorted(unit.id for unit in units)
     at = {}
@@ -189,6 +194,41 @@ def test_larger_groups_come_first_so_that_evaluations_stay_together():
     units = [Unit(f"train-{g}", "train", tuple(f"{g}{j}" for j in range(g)), ("",) * g, "e") for g in (1, 3, 2)]
     units += [Unit(f"evaluate-{r}", "evaluate", (r,), ("",), "e", (u.id,)) for u in units for r in u.runs]
     assert [len(array.units) for array in arrays(units, 100)] == [3, 3, 2, 1]
+
+
+@given(st.lists(st.integers(1, 5), max_size=8), st.integers(1, 4), st.booleans(), st.integers(1, 12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_never_more_jobs_than_are_asked_for_run_at_once(sizes, longest, fitted, max_jobs, data):
+    planned = arrays(drawn(sizes, fitted, data), longest)
+    found = turns(planned, max_jobs)
+    behind = [turn.after for turn in found if turn.after is not None]
+    assert len(behind) == len(set(behind))  # one array behind another is a queue, of which one array runs at a time
+    assert all(turn.after is None or turn.after < position for position, turn in enumerate(found))
+    queues = {position: [found[position].at_once] for position, turn in enumerate(found) if turn.after is None}
+    for position, turn in enumerate(found):
+        if turn.after is not None:
+            first = turn.after
+            while (before := found[first].after) is not None:
+                first = before
+            queues[first].append(found[position].at_once)
+    assert all(width is not None and width >= 1 for widths in queues.values() for width in widths)
+    assert sum(max(widths) for widths in queues.values()) <= max_jobs
+
+
+def test_evaluations_have_a_share_of_the_bound_while_trainings_go_on_and_all_of_it_afterwards():
+    units = [Unit("fit-t", "fit", ("t",), ("",), "e"), Unit("evaluate-t", "evaluate", ("t",), ("",), "e", ("fit-t",))]
+    for g in range(8):
+        runs = tuple(f"{g}{j}" for j in range(5))
+        units.append(Unit(f"train-{g}", "train", runs, ("",) * 5, "e", ("fit-t",)))
+        units += [Unit(f"evaluate-{run}", "evaluate", (run,), ("",), "e", (f"train-{g}",)) for run in runs]
+    planned = arrays(units, 100)
+    assert [(array.kind, len(array.units)) for array in planned[:3]] == [("fit", 1), ("train", 8), ("evaluate", 1)]
+    found = turns(planned, 8)
+    assert found[:4] == [Turn(6), Turn(6, 0), Turn(2), Turn(2, 2)]  # two evaluate what is there, six train
+    assert {(turn.at_once, turn.after) for turn in found[4:]} == {(6, 1), (6, 4), (2, 3), (6, 5)}
+    assert turns(planned, 1) == [Turn(1), *(Turn(1, position) for position in range(len(planned) - 1))]
+    assert turns(planned, None) == [Turn()] * len(planned)
+    assert turns(planned[:2], 8) == [Turn(8), Turn(8, 0)]
 
 
 # Resources

@@ -74,6 +74,19 @@ def test_what_was_asked_for_is_in_the_script(fake, tmp_path):
     assert "--cpus-per-task=3" in script.split("srun", 1)[1]
 
 
+def test_arrays_wait_for_one_another_where_jobs_at_once_are_bounded(fake, tmp_path):
+    grid = tiny(tmp_path, tasks=TASKS, runtime={"max_group": 2}, submit={"max_jobs": 2})
+    go(grid, tmp_path / "w")
+    asked = [(job["asked"].get("array"), job["asked"].get("dependency")) for job in fake.jobs().values()]
+    assert asked == [("0-1%1", None), ("0-1%1", "aftercorr:100"), (None, "afterok:100_0,afterany:100")]
+    said = submit.dry_run(grid, Workspace(tmp_path / "x"), "slurm").splitlines()
+    assert [line for line in said if line.startswith("would")] == [
+        "would submit: 2 trainings, at most 1 at once",
+        "would submit: 2 evaluations, each after its own training, at most 1 at once",
+        "would submit: 1 evaluation, after what they need, once the 2 trainings before have ended",
+    ]
+
+
 def test_submitting_twice_submits_nothing_twice(fake, grid, tmp_path, capfd):
     go(grid, tmp_path / "w")
     before = fake.jobs()

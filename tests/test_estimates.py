@@ -251,9 +251,10 @@ def test_evaluations_of_other_settings_count_where_nothing_is_known_of_the_same_
     ("submit", "expected_s"),
     [
         ({}, 90 + 14),  # all groups at once, then all evaluations
-        ({"max_jobs": 1}, 90 + 90 + 14 * 2),  # the second group's evaluations come last
-        ({"gpus": 2, "max_jobs": 1}, (90 + 90 + 14 * 2) / 2),
-        ({"gpus": 2, "nodes": 2, "max_jobs": 1}, (90 + 90 + 14 * 2) / 4),
+        ({"max_jobs": 1}, 90 + 90 + 14 * 4),
+        ({"max_jobs": 2}, 90 + 14 * 2),
+        ({"gpus": 2, "max_jobs": 1}, (90 + 90 + 14 * 4) / 2),
+        ({"gpus": 2, "nodes": 2, "max_jobs": 1}, (90 + 90 + 14 * 4) / 4),
     ],
 )
 def test_the_time_from_start_to_end_honours_jobs_at_once_and_their_gpus(submit, expected_s):
@@ -384,7 +385,7 @@ def test_a_plan_of_what_is_submitted_says_when_it_is_over_and_counts_gpu_hours(s
     lines = said(raw, "--records", tmp_path / "w")
     assert "training left: about 7 GPU hours on a GPU" in lines
     assert "evaluation left: about 4 GPU hours on a GPU" in lines
-    assert "from start to end: about 4.5 h with 1 job at once" in lines
+    assert "from start to end: about 5.5 h with 1 job at once" in lines
 
 
 def test_long_lists_are_cut_with_a_count_unless_all_is_asked_for(said):

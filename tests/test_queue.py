@@ -190,6 +190,33 @@ def test_evaluations_come_before_trainings_that_were_submitted_with_them(place):
     assert [place.state(unit) for unit in units] == ["queued", "running"]
 
 
+def test_no_more_jobs_of_a_submission_run_at_once_than_it_asks_for(place):
+    bounded = [place.add(name, gpu_memory_gb=1, max_jobs=2) for name in "abc"]
+    for index, unit in enumerate(bounded):
+        place.ledger.write(dataclasses.replace(place.entry(unit), submitted="0", index=index))
+    other = place.add("d", gpu_memory_gb=1)
+    one = place.server()
+    one.step()
+    one.step()
+    assert [place.state(unit) for unit in (*bounded, other)] == ["running", "running", "queued", "running"]
+    first = place.entry(bounded[0])
+    place.ledger.write(dataclasses.replace(first, state="cancelled"))
+    one.step()
+    assert place.state(bounded[2]) == "queued"  # the cancelled one is still at work
+    place.let(*bounded, other)
+    finish(one)
+    assert place.state(bounded[2]) == "done"
+
+
+def test_what_another_machine_runs_of_a_submission_counts(place):
+    one, two = place.add("a", max_jobs=1), place.add("b", max_jobs=1)
+    away = {"state": "running", "host": "another", "submitted": "0"}
+    place.ledger.write(dataclasses.replace(place.entry(one), **away))
+    place.ledger.write(dataclasses.replace(place.entry(two), submitted="0"))
+    place.server().step()
+    assert place.state(two) == "queued"
+
+
 def test_an_error_fails_at_once_with_its_last_line_and_its_log(place):
     unit = place.add("a", "raise")
     finish(place.server())

@@ -37,7 +37,7 @@ def submit(
     setup: Annotated[
         list[str] | None, _asked("setup", "LINE", "Of shell, before Python starts; may be repeated.")
     ] = None,
-    max_jobs: Annotated[str | None, _asked("max-jobs", "N", "Trainings at once, and evaluations at once.")] = None,
+    max_jobs: Annotated[str | None, _asked("max-jobs", "N", "Of this submission at once.")] = None,
     requeues: Annotated[str | None, _asked("requeues", "N", "How often a job is started again.")] = None,
     signal_seconds: Annotated[
         str | None, _asked("signal-seconds", "N", "That a job has for saving before its time is over.")

@@ -3,6 +3,9 @@
 The j-th students of all groups are evaluated by one array whose task i waits for task i of the training array alone
 (Slurm's `aftercorr`): each is evaluated as soon as its own group is trained. So larger groups come first in a training
 array, and the indices of every evaluation array begin with 0, as submitit's do.
+
+Slurm bounds how many jobs of one array run at once, and knows no bound of several. So where one is asked for, arrays
+form queues, in which each begins when the one before it has ended, and the queues share the bound (`turns`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.dispatch.ledger import Kind, Unit
+
+BESIDE = 4  # one of so many jobs at once may be an evaluation while trainings go on
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,58 @@ def arrays(units: Iterable[Unit], longest: int) -> list[Array]:
     by_kind: dict[Kind, list[Unit]] = {"fit": [], "train": [], "evaluate": []}
     for unit in units:
         by_kind[unit.kind].append(unit)
+    trained = {unit.id for unit in by_kind["train"]}
     by_kind["train"].sort(key=lambda unit: -len(unit.runs))
     found = [array for kind in ("fit", "train") for array in _by_needs(by_kind[kind], longest)]
-    rest = list(by_kind["evaluate"])
+    evaluations = by_kind["evaluate"]
+    found += _by_needs([unit for unit in evaluations if trained.isdisjoint(unit.needs)], longest)  # can begin first
+    rest = [unit for unit in evaluations if not trained.isdisjoint(unit.needs)]
     for training in [array for array in found if array.kind == "train" and len(array.units) > 1]:
         for following in _following(training, rest):
             found.append(following)
             taken = {unit.id for unit in following.units}
             rest = [unit for unit in rest if unit.id not in taken]
     return found + list(_by_needs(rest, longest))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When the jobs of an array may run, apart from what they need.
+
+    Attributes:
+        at_once: how many of them; None: all. after: the position of an array that must have ended before, well or not;
+            None: of none.
+    """
+
+    at_once: int | None = None
+    after: int | None = None
+
+
+def turns(planned: Sequence[Array], max_jobs: int | None) -> list[Turn]:
+    """Turns with which never more than `max_jobs` jobs of all these arrays run at once.
+
+    Trainings are one queue. Evaluations that can begin while these go on are another one, with a share of the bound,
+    unless the bound is one; those that would have to wait in it until the trainings are over are dealt to both.
+
+    Args:
+        planned: as `arrays` gives them: no array needs one behind it.
+    """
+    if max_jobs is None:
+        return [Turn()] * len(planned)
+    both = max_jobs > 1 and len({array.kind == "evaluate" for array in planned}) == 2
+    beside = max(1, max_jobs // BESIDE)
+    shares = [max_jobs - beside, beside] if both else [max_jobs]
+    last: list[int | None] = [None] * len(shares)
+    left = [0.0] * len(shares)  # jobs of each queue once trainings are over, for each that it runs at once
+    trained = {unit.id for array in planned if array.kind == "train" for unit in array.units}
+    found = []
+    for position, array in enumerate(planned):
+        queue = 0 if array.kind != "evaluate" else min(reversed(range(len(shares))), key=left.__getitem__)
+        if not trained.isdisjoint((*array.needs, *array.follows)):
+            left[queue] += len(array.units) / shares[queue]
+        found.append(Turn(shares[queue], last[queue]))
+        last[queue] = position
+    return found
 
 
 def _by_needs(units: Sequence[Unit], longest: int) -> Iterator[Array]:

@@ -28,11 +28,16 @@ def new_name(experiment: str, kind: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', experiment)}.{kind}.{secrets.token_hex(4)}"
 
 
-def dependency(array: Array, known: Mapping[str, Entry]) -> str | None:
-    """What sbatch is told: only what ended well is followed, and a job that is requeued has not ended."""
-    if array.follows:
-        return f"aftercorr:{known[array.follows[0]].array}"
-    return "afterok:" + ":".join(known[need].job or "" for need in array.needs) if array.needs else None
+def dependency(array: Array, known: Mapping[str, Entry], after: str | None) -> str | None:
+    """What sbatch is told: what is needed has to end well, and a job that is requeued has not ended.
+
+    Args:
+        after: the number of an array that has to end, however it does.
+    """
+    conditions = [f"aftercorr:{known[array.follows[0]].array}"] if array.follows else []
+    conditions += ["afterok:" + ":".join(known[need].job or "" for need in array.needs)] if array.needs else []
+    conditions += [f"afterany:{after}"] if after is not None else []
+    return ",".join(conditions) or None
 
 
 def executor(

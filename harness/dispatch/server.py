@@ -10,7 +10,7 @@ import dataclasses
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.dispatch import local, processes
@@ -121,9 +121,22 @@ class Server:
         found = Found(self.workspace)
         ready = [e for e in entries.values() if _is_queued(e) and _can_begin(e.unit, entries, found)]
         ready.sort(key=lambda entry: (entry.submitted, entry.unit.kind != "evaluate"))
+        ready = self._within_bounds(ready, entries)
         running = [_placed(entry) for entry in self.live.values()]
         starts = place([Request.of(entry.resources) for entry in ready], running, self.machine)
         return [(ready[position], placed) for position, placed in starts.items()]
+
+    def _within_bounds(self, ready: Sequence[Entry], entries: Mapping[str, Entry]) -> list[Entry]:
+        """Those that may start before more than `max_jobs` of one submission run at once, on whatever machine."""
+        running = {i: e for i, e in entries.items() if e.cluster == "local" and e.state == "running"}
+        running.update((entry.unit.id, entry) for entry in self.live.values())  # also those that end, being cancelled
+        at_once, found = Counter(map(_submission, running.values())), []
+        for entry in ready:
+            most = entry.resources.get("max_jobs")
+            if most is None or at_once[_submission(entry)] < most:
+                at_once[_submission(entry)] += 1
+                found.append(entry)
+        return found
 
     def _start(self, entry: Entry, placed: Placed) -> None:
         # The place is on disk before anything runs there: whoever finds the folder knows what its processes hold.
@@ -239,6 +252,11 @@ def _can_begin(unit: Unit, entries: Mapping[str, Entry], found: Found) -> bool:
     if unit.kind == "evaluate" and found.students.issuperset(unit.runs):
         return True
     return all(need in entries and found.students.issuperset(entries[need].unit.runs) for need in unit.needs)
+
+
+def _submission(entry: Entry) -> tuple[str, str]:
+    """What all that was submitted at once has in common."""
+    return entry.unit.experiment, entry.submitted
 
 
 def _placed(entry: Entry) -> Placed:

@@ -27,6 +27,7 @@ def submit(
     name: str,
     asked: Submission,
     at_once: int | None,
+    after: str | None,
     snapshot: str,
     attempts: Mapping[str, int],
     known: Mapping[str, Entry],
@@ -34,7 +35,8 @@ def submit(
     """Submit one array; its entries, as they are in the ledger.
 
     Args:
-        at_once: how many of its jobs may run at once; None: all. attempts: unit id -> which attempt this is.
+        at_once: how many of its jobs may run at once; None: all. after: the number of an array that must have ended
+            before; None: of none. attempts: unit id -> which attempt this is.
         known: entries of all units that the array waits for.
 
     Raises:
@@ -57,7 +59,7 @@ def submit(
         )
         for index, unit in enumerate(array.units)
     ]
-    made = executor(workspace, name, asked, snapshot, dependency(array, known), at_once)
+    made = executor(workspace, name, asked, snapshot, dependency(array, known, after), at_once)
     for entry in entries:
         ledger.write(entry)
     from submitit.core.utils import FailedJobError

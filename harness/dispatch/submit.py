@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.config import Experiment
 from harness.dispatch import sbatch, slurm, slurm_jobs, snapshot
-from harness.dispatch.arrays import Array, arrays
+from harness.dispatch.arrays import Array, arrays, turns
 from harness.dispatch.inventory import Request, inventory, never
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, Unit, now
 from harness.dispatch.resources import for_slurm, for_this_machine
@@ -229,33 +229,36 @@ def _submit_arrays(
 ) -> list[Entry]:
     entries: dict[str, Entry] = {}
     planned = arrays(found.units, checked.longest_array)
-    for array in planned:
+    numbers: list[str] = []
+    for array, turn in zip(planned, turns(planned, checked.asked.max_jobs), strict=True):
         known = {**found.live, **entries}
         name = sbatch.new_name(experiment.name, array.kind)
-        at_once = _at_once(checked.asked, array, planned)
+        after = None if turn.after is None else numbers[turn.after]
         try:
-            fresh = slurm.submit(ledger, array, name, checked.asked, at_once, folder, attempts, known)
+            fresh = slurm.submit(ledger, array, name, checked.asked, turn.at_once, after, folder, attempts, known)
         except SlurmError as error:
             raise SlurmError(
                 f"{error}; {len(entries)} of {_jobs(len(found.units))} were submitted before, and the same command "
                 "submits the rest"
             ) from error
+        numbers.append(fresh[0].array)
         entries.update((entry.unit.id, entry) for entry in fresh)
         console.say(f"submitted: {_described(array)}; job {fresh[0].array}")
     return list(entries.values())
 
 
-def _at_once(asked: Submission, array: Array, planned: list[Array]) -> int | None:
-    """How many of an array's jobs may run at once: those of its kind share the bound."""
-    if asked.max_jobs is None:
-        return None
-    return max(1, asked.max_jobs // sum(other.kind == array.kind for other in planned))
-
-
 def _described(array: Array) -> str:
-    what = {"fit": "teacher to train", "train": "training", "evaluate": "evaluation"}[array.kind]
     after = ", each after its own training" if array.follows else ", after what they need" if array.needs else ""
-    return f"{len(array.units)} {what}{'' if len(array.units) == 1 else 's'}{after}"
+    return f"{_counted(array)}{after}"
+
+
+def _counted(array: Array) -> str:
+    one, more = {
+        "fit": ("teacher to train", "teachers to train"),
+        "train": ("training", "trainings"),
+        "evaluate": ("evaluation", "evaluations"),
+    }[array.kind]
+    return f"{len(array.units)} {one if len(array.units) == 1 else more}"
 
 
 def test_only(experiment: Experiment, workspace: Workspace, checked: Door) -> None:
@@ -283,9 +286,10 @@ def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str
     test_only(experiment, workspace, checked)
     lines = []
     planned = arrays(found.units, checked.longest_array)
-    for array in planned:
-        at_once = _at_once(checked.asked, array, planned)
-        bound = f", at most {at_once} at once" if at_once is not None and at_once < len(array.units) else ""
+    for array, turn in zip(planned, turns(planned, checked.asked.max_jobs), strict=True):
+        bounded = turn.at_once is not None and turn.at_once < len(array.units)
+        bound = f", at most {turn.at_once} at once" if bounded else ""
+        bound += f", once the {_counted(planned[turn.after])} before have ended" if turn.after is not None else ""
         lines.append(f"would submit: {_described(array)}{bound}")
         lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
     return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])

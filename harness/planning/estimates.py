@@ -177,22 +177,37 @@ def wall_s(asked: Submission, groups: Sequence[Group], trainings: Estimate, eval
         return None
     on_gpu = all(estimate.machine is None or estimate.machine.gpu for estimate in (trainings, evaluations))
     workers = ((asked.gpus if on_gpu else asked.ranks) or 1) * asked.nodes
-    ends: dict[str, float] = {}
-    for fits in (True, False):  # teachers first, and students once these are there
-        begin_s = max(ends.values(), default=0.0)
-        mine = [i for i, group in enumerate(groups) if (group.runs[0].info.condition == FIT) == fits]
-        found = _ends([(begin_s, trainings.seconds[i] / workers) for i in mine], asked.max_jobs)
-        ends |= {run.id: end_s for i, end_s in zip(mine, found, strict=True) for run in groups[i].runs}
-    jobs = [(ends.get(run, 0.0), seconds / workers) for run, seconds in evaluations.seconds.items()]
-    return max([*ends.values(), *_ends(jobs, asked.max_jobs)], default=0.0)
+    fits = {i for i, group in enumerate(groups) if group.runs[0].info.condition == FIT}
+    trained_by = {run.id: i for i, group in enumerate(groups) for run in group.runs}
+    jobs = [_Job(trainings.seconds[i] / workers, set() if i in fits else fits) for i in range(len(groups))]
+    for run, seconds in evaluations.seconds.items():
+        jobs.append(_Job(seconds / workers, {trained_by[run]} if run in trained_by else set()))
+    return _end_s(jobs, asked.max_jobs or len(jobs))
 
 
-def _ends(jobs: Sequence[tuple[float, float]], at_once: int | None) -> list[float]:
-    """When each job ends that can begin at the first number and takes the second; so many run at once."""
-    slots = [0.0] * min(at_once or len(jobs), len(jobs))
-    ends = [0.0] * len(jobs)
-    for i in sorted(range(len(jobs)), key=lambda i: jobs[i][0]):
-        begin = max(heapq.heappop(slots), jobs[i][0])
-        ends[i] = begin + jobs[i][1]
+@dataclass
+class _Job:
+    """seconds: that it takes. needs: positions of the jobs before it that must have ended."""
+
+    seconds: float
+    needs: set[int]
+
+
+def _end_s(jobs: Sequence[_Job], at_once: int) -> float:
+    """When the last of these jobs ends: so many run at once, and what can begin first does."""
+    followers: dict[int, list[int]] = {}
+    for i, job in enumerate(jobs):
+        for need in job.needs:
+            followers.setdefault(need, []).append(i)
+    waits, ends = [len(job.needs) for job in jobs], [0.0] * len(jobs)
+    ready = [(0.0, i) for i, job in enumerate(jobs) if not job.needs]  # when each can begin
+    slots = [0.0] * min(at_once, len(jobs))
+    while ready:
+        begin_s, i = heapq.heappop(ready)
+        ends[i] = max(heapq.heappop(slots), begin_s) + jobs[i].seconds
         heapq.heappush(slots, ends[i])
-    return ends
+        for follower in followers.get(i, ()):
+            waits[follower] -= 1
+            if not waits[follower]:
+                heapq.heappush(ready, (max(ends[need] for need in jobs[follower].needs), follower))
+    return max(ends, default=0.0)

@@ -110,7 +110,8 @@ class Evaluation:
         for task in task_runs(self.experiment):
             instance, _ = self._built(task)
             protocol = instance.protocol()
-            noted = {"task_id": content_hash({"task": task.spec.task, **protocol}), "protocol": protocol}
+            task_id = content_hash({"task": task.spec.task, **protocol})
+            noted = {"task_id": task_id, "asked": task.asked, "protocol": protocol}
             path = self.workspace.protocols / f"{task.key}.json"
             text = json.dumps(noted, indent=2, sort_keys=True)
             if not path.is_file() or path.read_text() != text:

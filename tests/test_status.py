@@ -32,8 +32,9 @@ from harness.monitoring.pace import NAME, Pace, progress_in
 from harness.monitoring.status import Item, Status, status
 from harness.monitoring.status_text import described
 from harness.planning import plans
+from harness.records import write_atomic
 from harness.results import remember
-from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs
+from harness.runs import Run, Workspace, bound_runs, fit_runs, student_runs, task_runs
 from harness.storage.locks import Lock
 
 HOST = socket.gethostname()
@@ -281,6 +282,83 @@ def test_a_teachers_own_training_and_bounds_are_told_of(workspace, seen):
     told = states(workspace)
     assert told["fit", run.title] == "running"
     assert {title for kind, title in told if kind == "evaluate"} >= {one.title for one in bound_runs(experiment)}
+
+
+def note(experiment: Experiment, workspace: Workspace, runs: list[Run]) -> None:
+    """As an evaluation leaves it: the protocol that this code has, and a record of each run."""
+    (task,) = task_runs(experiment)
+    noted = {"task_id": "as-ever", "asked": task.asked, "protocol": {}}
+    write_atomic(workspace.protocols / f"{task.key}.json", json.dumps(noted))
+    for run in runs:
+        write_atomic(workspace.records / f"{run.id}.as-ever.json", "")
+
+
+@pytest.fixture
+def edit_the_code(monkeypatch) -> Callable[[], None]:
+    monkeypatch.setattr("harness.runs.has_record", lambda folder, run, task: (folder / f"{run}.{task}.json").is_file())
+    return lambda: monkeypatch.setattr("harness.runs.protocol_code", lambda: "other code")
+
+
+def test_records_by_other_code_are_neither_done_nor_missing_until_somebody_looks(experiment, workspace, edit_the_code):
+    runs = student_runs(experiment)
+    for run in runs:
+        train(run, workspace)
+    note(experiment, workspace, runs[:3])
+    assert lines(workspace) == ["small: students: 4 trained; evaluated: 3 of 4"]
+    edit_the_code()
+    assert lines(workspace) == [
+        "small: students: 4 trained; evaluated: 0 of 4, 3 to be checked",
+        "  3 records were made by other code: `run` and `submit` look whether they still count",
+    ]
+    told = states(workspace)
+    assert told["evaluate", "none seed 0"] == "unchecked" and told["evaluate", "fitnet seed 1"] == "pending"
+    planned = plans.plan(experiment, workspace).splitlines()
+    assert "evaluated: 0 of 4, 3 to be checked (artifacts)" in planned and lines(workspace)[1] in planned
+    assert not status(workspace).ended
+    note(experiment, workspace, runs)  # the same protocol as before
+    assert lines(workspace) == ["small: students: 4 trained; evaluated: 4 of 4"]
+
+
+def test_watching_ends_where_all_that_is_left_is_to_be_checked(experiment, workspace, edit_the_code):
+    runs = student_runs(experiment)
+    for run in runs:
+        train(run, workspace)
+    note(experiment, workspace, runs)
+    edit_the_code()
+    found = status(workspace)
+    assert found.ended and not found.bad
+
+
+def test_another_task_noted_here_is_no_record_of_this_one(experiment, workspace, edit_the_code):
+    runs = student_runs(experiment)
+    for run in runs:
+        train(run, workspace)
+    note(parse(merge(RAW, {"tasks": [{"task": "artifacts", "options": {"images": 7}}]})), workspace, runs)
+    assert lines(workspace) == ["small: students: 4 trained; evaluated: 0 of 4"]
+
+
+def test_what_evaluates_anew_is_under_way_whatever_other_code_has_measured(experiment, workspace, seen, edit_the_code):
+    runs = student_runs(experiment)
+    for run in runs:
+        train(run, workspace)
+    note(experiment, workspace, runs)
+    edit_the_code()
+    submitted(experiment, workspace)
+    seen[f"evaluate-{runs[0].id}"], seen[f"evaluate-{runs[1].id}"] = Seen("7_0", "RUNNING"), Seen("7_1", "FAILED")
+    told = states(workspace)
+    assert told["evaluate", "none seed 0"] == "running" and told["evaluate", "fitnet seed 0"] == "failed"
+
+
+def test_jobs_of_runs_that_an_edited_experiment_has_no_more_are_told_of_and_waited_for(experiment, workspace, seen):
+    entries = submitted(experiment, workspace)
+    seen.update((i, Seen("7", "RUNNING")) for i in entries)
+    edited = started(workspace, methods=["none"], training={"steps": 101}, tasks=[])
+    for run in student_runs(edited):
+        train(run, workspace)
+    assert "  under way: 6 jobs of runs that this experiment has no more" in lines(workspace)
+    assert not status(workspace).ended
+    seen.update((i, Seen("7", "COMPLETED")) for i in entries)
+    assert status(workspace).ended and "has no more" not in "".join(lines(workspace))
 
 
 # ---- in words

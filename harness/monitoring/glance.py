@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.records import Record, read_record, record_path
 from harness.runs import Run, TaskRun, Workspace
+from harness.storage.integrity import read_json
 
 
 class Glance(Workspace):
@@ -21,6 +22,7 @@ class Glance(Workspace):
         self._failures: dict[str, dict[str, Any] | None] = {}
         self._task_ids: dict[str, str | None] = {}
         self._whole: dict[str, bool] = {}
+        self._noted: dict[str, set[str]] | None = None  # TaskRun.asked -> task ids, whatever code it was noted with
 
     def is_trained(self, run: Run) -> bool:
         return run.info.kind != "student" or run.id in self._trained
@@ -45,6 +47,20 @@ class Glance(Workspace):
         if name not in self._whole:
             self._whole[name] = super().has_record(run, task)
         return self._whole[name]
+
+    def is_unchecked(self, run: Run, task: TaskRun) -> bool:
+        """Whether there is a record that may count: it was made by other code, and this code's protocol is not known.
+
+        To know it the task has to be built, which `run` and `submit` do.
+        """
+        if self.task_id(task) is not None:
+            return False
+        if self._noted is None:
+            self._noted = {}
+            for path in self.protocols.glob("*.json"):
+                noted = read_json(path, "remove it: it is written anew")
+                self._noted.setdefault(noted.get("asked", ""), set()).add(noted["task_id"])
+        return any(f"{run.id}.{task_id}.json" in self._recorded for task_id in self._noted.get(task.asked, ()))
 
     def record(self, run: Run, task: TaskRun) -> Record | None:
         """The record itself, read again; None where there is none that is valid."""

@@ -28,7 +28,17 @@ from harness.students import logged_step
 
 Kind = Literal["fit", "train", "evaluate"]
 State = Literal[
-    "done", "running", "requeued", "queued", "waiting", "submitted", "pending", "failed", "lost", "cancelled"
+    "done",
+    "unchecked",
+    "running",
+    "requeued",
+    "queued",
+    "waiting",
+    "submitted",
+    "pending",
+    "failed",
+    "lost",
+    "cancelled",
 ]
 UNDER_WAY: tuple[State, ...] = ("running", "requeued", "queued", "waiting", "submitted")
 BAD: tuple[State, ...] = ("failed", "lost", "cancelled")
@@ -39,7 +49,8 @@ class Item:
     """One training or evaluation.
 
     Attributes:
-        run, title: of the run. state: "submitted" where Slurm does not say more. reason: why it is in that state.
+        run, title: of the run. state: "submitted" where Slurm does not say more; "unchecked" where all records of an
+            evaluation are there and some were made by other code, which may measure otherwise. reason: why.
         together: what items that are one piece of work have in common: a group's or unit's id.
         step: the last one that is known. progress: steps in all, pace, since when, on what device.
         silent_s: how long nothing has been heard of it; None where that is no longer than it may be.
@@ -72,8 +83,9 @@ class ExperimentStatus:
 
     Attributes:
         problem: why nothing else can be said of it. fits, students, evaluations: evaluations are of one encoder each,
-            without those whose training has failed. records: how many there are of how many.
-        submitted: whether any of it was submitted as jobs.
+            without those whose training has failed. records: how many there are of how many. unchecked: how many more
+            there are by other code. submitted: whether any of it was submitted as jobs. gone: how many jobs under way
+            are of runs that it has no more, since it or a plugin was changed.
     """
 
     name: str
@@ -82,7 +94,9 @@ class ExperimentStatus:
     students: tuple[Item, ...] = ()
     evaluations: tuple[Item, ...] = ()
     records: tuple[int, int] = (0, 0)
+    unchecked: int = 0
     submitted: bool = False
+    gone: int = 0
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -92,7 +106,7 @@ class ExperimentStatus:
     def ended(self) -> bool:
         """Whether nothing more will come of it. Who trains without jobs holds no lock between two groups."""
         going = UNDER_WAY if self.submitted else (*UNDER_WAY, "pending")
-        return not any(item.state in going for item in self.items)
+        return not self.gone and not any(item.state in going for item in self.items)
 
     @property
     def bad(self) -> bool:
@@ -184,16 +198,26 @@ class _Look:
 
     def experiment(self, experiment: Experiment) -> ExperimentStatus:
         students, tasks = student_runs(experiment), task_runs(experiment)
-        everyone = bound_runs(experiment) + students
+        everyone, fits = bound_runs(experiment) + students, fit_runs(experiment)
         evaluations = [self._evaluation(run, tasks) for run in everyone] if tasks else []
         return ExperimentStatus(
             experiment.name,
-            fits=tuple(self._training(run, "fit") for run in fit_runs(experiment)),
+            fits=tuple(self._training(run, "fit") for run in fits),
             students=tuple(self._training(run, "train") for run in students),
             evaluations=tuple(item for item in evaluations if item is not None),
             records=(sum(self.workspace.has_record(r, t) for r in everyone for t in tasks), len(everyone) * len(tasks)),
+            unchecked=sum(self.workspace.is_unchecked(r, t) for r in everyone for t in tasks),
+            gone=self._gone(experiment.name, {run.id for run in fits + everyone}),
             submitted=any((evaluates, run.id) in self.jobs for run in everyone for evaluates in (False, True)),
         )
+
+    def _gone(self, name: str, runs: set[str]) -> int:
+        mine = [i for i, entry in self.entries.items() if entry.unit.experiment == name]
+        return sum(self._may_live(i) for i in mine if runs.isdisjoint(self.entries[i].unit.runs))
+
+    def _may_live(self, unit_id: str) -> bool:
+        state, cluster = self.standings[unit_id].state, self.entries[unit_id].cluster
+        return state in LIVE or (state == "lost" and cluster == "slurm" and self.slurm is not None)
 
     def _training(self, run: Run, kind: Kind) -> Item:
         failure, group = self.workspace.failure(run.id), self.held.groups.get(run.id)
@@ -219,7 +243,12 @@ class _Look:
             return self._item(run, "evaluate", "done", None)
         if run.id in self.held.evaluated:
             return self._item(run, "evaluate", "running", None, **self.held.owner(f"evaluate-{run.id}"))
-        return self._unattended(run, "evaluate")
+        item = self._unattended(run, "evaluate")
+        if item.state == "pending" and all(
+            self.workspace.has_record(run, task) or self.workspace.is_unchecked(run, task) for task in tasks
+        ):
+            return self._item(run, "evaluate", "unchecked", None)
+        return item
 
     def _unattended(self, run: Run, kind: Kind) -> Item:
         """Of what is not done and has nobody at work on it in the workspace: as its job stands, if it has one."""

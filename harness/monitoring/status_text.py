@@ -10,7 +10,7 @@ from itertools import groupby
 
 from harness.monitoring.pace import duration
 from harness.monitoring.status import ExperimentStatus, Item, State, Status
-from harness.planning.plans import RETRY, count, cut
+from harness.planning.plans import RETRY, count, cut, unchecked
 
 SHOWN: tuple[State, ...] = (
     *("running", "requeued", "queued", "waiting", "submitted"),
@@ -46,6 +46,9 @@ def _experiment(experiment: ExperimentStatus, everything: bool, moving: bool) ->
     ]
     lines += cut(at_work, "at work", everything)
     lines += _waiting(experiment)
+    lines += unchecked(experiment.unchecked)
+    if experiment.gone:
+        lines.append(f"  under way: {count(experiment.gone, 'job')} of runs that this experiment has no more")
     for state in ("failed", "lost", "cancelled"):
         bad = [f"  {state}: {_titles(items)}{_why(items[0])}" for items in _together(trainings, state)]
         bad += [
@@ -62,7 +65,8 @@ def _evaluated(experiment: ExperimentStatus) -> str:
         return ""
     states = Counter(item.state for item in experiment.evaluations)
     said = ", ".join(f"{states[state]} {state}" for state in SHOWN if states[state] and state != "pending")
-    return f"; evaluated: {there} of {of}" + (f" (encoders: {said})" if said else "")
+    more = f", {experiment.unchecked} to be checked" if experiment.unchecked else ""
+    return f"; evaluated: {there} of {of}{more}" + (f" (encoders: {said})" if said else "")
 
 
 def _together(items: Iterable[Item], state: State) -> list[list[Item]]:

@@ -75,9 +75,12 @@ class _Plan:
         for run in self.bounds + self.runs:
             trained = self.workspace.is_trained(run)
             if trained or self.workspace.failure(run.id) is None:
-                tasks = [task for task in self.tasks if not (trained and self.workspace.has_record(run, task))]
+                tasks = [task for task in self.tasks if not (trained and self._may_be_done(run, task))]
                 found += [(run, tasks)] * bool(tasks)
         return found
+
+    def _may_be_done(self, run: Run, task: TaskRun) -> bool:
+        return self.workspace.has_record(run, task) or self.workspace.is_unchecked(run, task)
 
     def text(self) -> str:
         lines = [*self._head(), *self._groups(), *self._passes(), *self._estimated("training", self.training)]
@@ -126,9 +129,11 @@ class _Plan:
             return []
         everyone = self.bounds + self.runs
         done = sum(self.workspace.has_record(run, task) for run in everyone for task in self.tasks)
+        other = sum(self.workspace.is_unchecked(run, task) for run in everyone for task in self.tasks)
         titles = ", ".join(task.spec.title() for task in self.tasks)
-        line = f"evaluated: {done} of {len(everyone) * len(self.tasks)} ({titles})"
-        return [line, *self._estimated("evaluation", self.evaluation)]
+        more = f", {other} to be checked" if other else ""
+        line = f"evaluated: {done} of {len(everyone) * len(self.tasks)}{more} ({titles})"
+        return [line, *unchecked(other), *self._estimated("evaluation", self.evaluation)]
 
     def _estimated(self, what: str, estimate: Estimate) -> list[str]:
         """How long, on what, and who says so; nothing where nothing is left."""
@@ -171,6 +176,14 @@ def length(training: Training) -> str:
 def count(number: int, what: str) -> str:
     """So many of something."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def unchecked(records: int) -> list[str]:
+    """What it means that so many records were made by other code."""
+    if not records:
+        return []
+    made, counts = ("was", "it still counts") if records == 1 else ("were", "they still count")
+    return [f"  {count(records, 'record')} {made} made by other code: `run` and `submit` look whether {counts}"]
 
 
 def failed(runs: Sequence[Run], workspace: Workspace) -> list[str]:

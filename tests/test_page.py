@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -399,3 +400,11 @@ def test_watching_makes_it_anew_for_each_change_until_all_has_ended(tmp_path, ca
     steps[:] = [lambda: None]
     code, _, err = call(home, "--no-maps", "--watch")
     assert code == 2 and "no records" in err
+
+
+def test_the_benchmark_ends_with_its_ratio():
+    program = Path(__file__).parents[1] / "benchmarks" / "page.py"
+    command = [sys.executable, str(program), "--quick", "--no-browser"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"ratio: \d+\.\d\d \(goal <= 1\.00\)", done.stdout.splitlines()[-1])

@@ -134,9 +134,12 @@ bench.charts = (() => {
     }));
     const heads = axes.map((column) => `${column.title} ${bench.metricName(column)}`);
     const ink = colour("ink");
+    const narrow = place.clientWidth < 520;
+    const cut = (text) => (text.length > 13 ? `${text.slice(0, 12)}…` : text);
+    const labels = axes.map((column) => (narrow ? [cut(column.title), cut(column.metric)] : [column.title, bench.metricName(column)]));
     put(place, {
       type: "radar",
-      data: { labels: axes.map((column) => [column.title, bench.metricName(column)]), datasets: sets },
+      data: { labels, datasets: sets },
       options: {
         ...common,
         scales: {

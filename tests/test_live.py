@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import threading
+import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_a_training_that_goes_on_shows_no_step_twice(tmp_path, monkeypatch):
     killed_after(9, monkeypatch, experiment, tmp_path / "w")  # 8 is logged, 5 is saved
     before = shown(tmp_path / "w")["fitnet"]["train/loss"]
     assert [step for step, _ in before] == [4, 8]
+    time.sleep(1)  # TensorBoard tells the order of files by the second in their names
     run(experiment, tmp_path / "w")
     after = shown(tmp_path / "w")
     assert set(after) == {"fitnet", "none"}

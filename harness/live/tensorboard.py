@@ -26,7 +26,9 @@ class TensorBoard(Logger):
         # A row may be called otherwise by now; its folder stays.
         folder = next(run.folder.glob(f"*.{run.id}"), run.folder / run.file_name)
         new = not folder.is_dir()
-        self.writer = SummaryWriter(str(folder), purge_step=None if run.step is None else run.step + 1)
+        # Files are read in the order of the seconds in their names: nothing is taken back that need not be.
+        taken_back = None if new or run.step is None else run.step + 1
+        self.writer = SummaryWriter(str(folder), purge_step=taken_back)
         if new:
             text = json.dumps(run.settings, indent=2, default=str)
             self.writer.add_text("settings", "\n".join(f"    {line}" for line in text.splitlines()))

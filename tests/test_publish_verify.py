@@ -56,6 +56,12 @@ def test_a_value_changed_as_text_breaks_the_records_seal(out):
     assert any("checksum is not that of its content" in fault for fault in faults)
 
 
+def test_any_file_of_the_same_size_that_was_changed_is_named(out):
+    (path,) = (out / "experiments").iterdir()
+    path.write_text(path.read_text().replace("imagenet", "imagenot"))
+    assert verify(out).faults == (f"experiments/{path.name}: changed, its checksum is not the manifest's",)
+
+
 def test_a_value_changed_and_sealed_anew_is_not_what_the_manifest_says(out):
     name = resealed(first_record(out), value(0.99))
     (fault,) = verify(out).faults

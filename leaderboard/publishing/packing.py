@@ -36,7 +36,7 @@ from leaderboard.publishing.contents import (
     words_in,
 )
 from leaderboard.publishing.manifest import ASKED, MERGED, Manifest, Program
-from leaderboard.publishing.paths import marked, record_without_paths, without_paths
+from leaderboard.publishing.paths import MARK, marked, record_without_paths, without_paths
 from leaderboard.publishing.places import staged
 
 LEFT_OUT = "submit"  # the section of an experiment that names partitions, accounts and a shell's lines
@@ -87,9 +87,7 @@ def publish(
         raise UserError(f"no records in {workspace / 'records'}, so there is nothing to publish")
     texts, more = _experiments(workspace)
     if faults + more:
-        raise ConfigError(
-            [f"{fault}" for fault in faults + more], f"{workspace} is not published, since it is damaged in part"
-        )
+        raise ConfigError(faults + more, f"{workspace} is not published, since it is damaged in part")
     check_target(output)
     cleared = {name: record_without_paths(record) for name, record in records.items()}
     for name, record in cleared.items():
@@ -125,7 +123,7 @@ def removed(texts: dict[str, str]) -> dict[str, tuple[str, ...]]:
     """File -> places in it where a path was taken out."""
     found = {}
     for name, text in sorted(texts.items()):
-        if name.startswith("tables/") or "(path)" not in text:
+        if name.startswith("tables/") or MARK not in text:
             continue
         plain = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
         if places := marked(plain):

@@ -105,6 +105,16 @@ def test_only_students_of_one_section_and_primary_metrics_that_rank_are_compared
     assert (second.method, second.pairs) == ("elsewhere", ())
 
 
+def test_metrics_that_are_shown_beside_the_primary_one_or_rank_nothing_are_not_compared():
+    records = [*seeds("singer", 0.5, 0.6, second=0.9), *seeds("fitnet", 0.4, 0.5, second=0.1)]
+    beside = {"top5": records[0].metrics["top5"].model_copy(update={"shown": True})}
+    records = [one.model_copy(update={"metrics": {**one.metrics, **beside}}) for one in records]
+    assert [column.metric for column in only(compared(records)).columns] == ["top1"]
+    described = {"top1": records[0].metrics["top1"].model_copy(update={"ranked": False})}
+    records = [one.model_copy(update={"metrics": {**one.metrics, **described}}) for one in records]
+    assert compared(records).sections == ()
+
+
 def test_numbers_of_two_protocols_are_never_paired():
     records = [*seeds("singer", 0.5, 0.6), *seeds("fitnet", 0.5, 0.6, protocol={"set": "other"})]
     found = only(compared(records))
@@ -315,6 +325,14 @@ def test_a_single_item_and_equal_answers_are_defined(tmp_path):
     pair = pair_of(compared(same, tmp_path / "items"), "fitnet")
     assert pair.by_item is not None and pair.by_item.p == 1.0
     assert pair.interval is not None and (pair.interval.low, pair.interval.high) == (0.0, 0.0)
+
+
+def test_more_items_than_memory_holds_are_said_before_they_are_resampled(tmp_path, monkeypatch):
+    records = images(tmp_path, {"singer": 0.6, "fitnet": 0.0}, count=50, tasks=1)
+    monkeypatch.setattr("leaderboard.statistics.pairs.MOST_ITEMS", 49)
+    monkeypatch.setattr("leaderboard.statistics.pairs.ItemDraws", lambda *_: pytest.fail("resampled"))
+    found = compared(records, tmp_path / "items")
+    assert "50 items are more than the 49 that are resampled" in said(found, "items")
 
 
 # ---- invariants

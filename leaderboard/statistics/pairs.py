@@ -22,6 +22,7 @@ from leaderboard.statistics.significance import sign_flip, smallest_p, standardi
 
 _WIDTH = 512  # terms that are multiplied by resamples at once
 _BYTES = 1 << 28  # that they may take
+MOST_ITEMS = 300_000  # 3,000 resamples and swaps of so many are about a gigabyte
 
 
 class Reader:
@@ -159,6 +160,10 @@ def _by_item(
     if more or count < 2:
         why = "there is one item" if count == 1 else f"the seeds of {mine.label} have different numbers of items"
         return {other.label: (None, why) for other in others}
+    if count > MOST_ITEMS:
+        return {
+            other.label: (None, f"{count} items are more than the {MOST_ITEMS} that are resampled") for other in others
+        }
     draws = ItemDraws(count, derive(seed, column.task_id))
     metric, rule = column.metric, next(iter(own.values()))
     own_terms = {one: items.terms(metric) for one, items in own.items()}

@@ -7,12 +7,14 @@
 
 The node has 2 CPUs and 2 GPUs that do not exist. Jobs in the partition `urgent` preempt those in `main`, the default:
 steps get SIGTERM, or the signal that was asked for, then all is killed after a dozen seconds, and the job starts again.
-A job that ends by itself on that signal has ended: Slurm does not start it again. Slurm looks at time limits every 30 s
+A job that ends by itself on that signal has ended: Slurm does not start it again. `with cluster.without(SETTING)` is a
+cluster that lacks a line of its settings. Slurm looks at time limits every 30 s
 only, sacct knows a state some seconds late, and a requeued job waits about six seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slurm.daemons import tails
@@ -77,6 +79,20 @@ class Cluster:
         else:
             os.environ["SLURM_CONF"] = self.before
         self.keeper.communicate(timeout=60)  # the end of its input stops it, and it stops all others
+
+    @contextlib.contextmanager
+    def without(self, setting: str) -> Iterator[None]:
+        """Without one line of slurm.conf, for as long as this lasts."""
+        path = self.folder / "slurm.conf"
+        text = path.read_text()
+        assert f"{setting}\n" in text
+        try:
+            path.write_text(text.replace(f"{setting}\n", ""))
+            self.scontrol("reconfigure")
+            yield
+        finally:
+            path.write_text(text)
+            self.scontrol("reconfigure")
 
     def run(self, *command: str) -> str:
         """What one of Slurm's programs prints. Raises RuntimeError with what it says where it fails."""

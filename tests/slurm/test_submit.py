@@ -122,10 +122,18 @@ class Watched:
 
     def resumed(self, label: str) -> int:
         """How often its training went on at a checkpoint."""
+        return self.log(label).count("going on at step")
+
+    def log(self, label: str) -> str:
         entry = self.entry(label)
-        log = self.workspace.root / (entry.log or "")
-        text = log.read_text() if entry.log and log.is_file() else ""
-        return text.count("going on at step")
+        path = self.workspace.root / (entry.log or "")
+        return path.read_text() if entry.log and path.is_file() else ""
+
+    def leave_lock(self, label: str, **owner: object) -> None:
+        """As a start leaves it whose node has died: nobody touches the lock of its group, which is young."""
+        (group,) = (i for i, runs in self.workspace.run_ids().items() if self.entry(label).unit.runs[0] in runs)
+        path = self.workspace.locks / f"train-{group}.lock"
+        path.write_text(json.dumps({"space": None, "pid": 1, "started": "1", "nonce": "n", **owner}))
 
     def until_further(self, label: str, steps: int = 3) -> None:
         """Until the training is so many steps further than now."""
@@ -166,7 +174,7 @@ def equal_to_undisturbed(folder: Path) -> None:
 
 def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undisturbed_run(slurm, grid):
     watched = Watched(slurm, grid)
-    said = watched.submit()
+    said = watched.submit("--max-jobs", "3")
     assert "submitted: 2 trainings" in said and "submitted: 2 evaluations, each after its own training" in said
     assert "under way already: 5 jobs\nnothing to submit" in watched.submit()
 
@@ -176,16 +184,24 @@ def test_a_grid_that_is_requeued_preempted_killed_and_cancelled_ends_as_an_undis
     for pid in watched.processes("shaken"):
         os.kill(pid, signal.SIGKILL)
     slurm.until(lambda: watched.state("steady") == "requeued", "the requeue is seen", LIMIT_S)
+    watched.leave_lock(
+        "steady", host="a-dead-node", job={"cluster": "tests", "number": watched.job("steady"), "restarts": 0}
+    )
     watched.until_resumed("steady", 1)
     watched.until_resumed("shaken", 1)  # by the job itself, though nobody waits
 
-    slurm.run("scancel", "--signal=TERM", watched.job("shaken"))  # what preemption is where a cluster sends no more
+    # A cluster that is not set up to send the signal that was asked for: steps get SIGTERM, and end by themselves.
+    with slurm.without("SlurmctldParameters=preempt_send_user_signal"):
+        urgent = slurm.submit("sleep 1", "--partition=urgent", "--ntasks=2")
+        slurm.wait(urgent, "COMPLETED", LIMIT_S)
+    watched.until_resumed("steady", 2)
     watched.until_resumed("shaken", 2)
+    assert "Exited with exit code 143" in watched.log("steady") and slurm.restarts(watched.job("steady")) == 2
 
     watched.until_further("steady")
     urgent = slurm.submit("sleep 1", "--partition=urgent", "--ntasks=2")
     slurm.wait(urgent, "COMPLETED", LIMIT_S)
-    watched.until_resumed("steady", 2)
+    watched.until_resumed("steady", 3)
     watched.until_resumed("shaken", 3)
 
     slurm.run("scancel", watched.job("shaken"))

@@ -7,7 +7,7 @@ from html import escape
 from leaderboard.labels import clean
 from leaderboard.statistics.comparison import Ranks
 
-WIDTH, MARGIN = 760, 230  # pixels; the names of methods stand in the margins
+WIDTH, MARGIN = 880, 290  # pixels; the names of methods stand in the margins, 32 wide letters of 7 pixels and a rank
 LINE, BAR = 20, 10  # pixels between names, and between bars
 LONGEST = 32  # characters of a name
 _STYLE = "text{font:13px sans-serif;fill:currentColor}path{stroke:currentColor;fill:none}.bar{stroke-width:4}"

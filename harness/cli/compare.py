@@ -38,7 +38,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE.svg", help="Draw the average ranks with their critical difference.")
     ] = None,
 ) -> None:
-    """Is a method better than the others, and how surely?
+    """Whether a method is better than others, and how surely.
 
     Paired tests, intervals and effects over seeds and over test items, ranks over tasks, and what may be said of them.
     """

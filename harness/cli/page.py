@@ -31,7 +31,7 @@ def page(
         bool, typer.Option("--hide-images", help="Maps alone, for images that may not be published.")
     ] = False,
 ) -> None:
-    """The results as a page that any browser opens: tables, charts, runs, protocols. No server."""
+    """The results as a page that any browser opens, with no server."""
     place = existing(workspace)
     folder = output or place.root / "page"
     beside = None

@@ -50,7 +50,7 @@ def publish(
 def verify(
     publication: Annotated[Path, typer.Argument(metavar="FOLDER|ZIP", help="What `publish` made.", show_default=False)],
 ) -> None:
-    """Is a publication whole, and what it says?
+    """Whether a publication is whole, and what it says.
 
     Exit code 0 if all of it holds, 1 if something does not, 2 if it is no publication.
     """

@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SHARED ?= ../shared
-WORKERS ?= 2
+# One more than two cores: tests of jobs mostly wait for them.
+WORKERS ?= 3
 
 .PHONY: install demo test lint docs real lock clean
 

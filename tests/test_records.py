@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import hashlib
 import json
@@ -357,28 +356,6 @@ def test_an_id_cannot_lead_out_of_the_folder(bad: str, tmp_path: Path) -> None:
         record_path(tmp_path, bad, "cd34")
     with pytest.raises(ValueError, match="cannot name a file"):
         record_path(tmp_path, "ab12", bad)
-
-
-def imported(path: Path) -> set[str]:
-    """The modules that a file imports, in full."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "harness" else set()
-    return found
-
-
-def test_the_leaderboard_reads_records_and_nothing_else_of_ours() -> None:
-    ours = {"harness", "singer", "baselines", "tasks"}
-    allowed = {"harness.records", "harness.errors", "harness.seeds"}
-    files = sorted((ROOT / "leaderboard").glob("**/*.py"))
-    assert files
-    for path in files:
-        found = {name for name in imported(path) if name.split(".")[0] in ours}
-        assert found <= allowed, (path.name, found)
 
 
 def test_records_and_the_leaderboard_import_no_torch() -> None:

@@ -23,20 +23,21 @@ def asked_by(experiment: Experiment, workspace: Workspace) -> AskedFor:
 def asked_for(workspace: Workspace) -> tuple[AskedFor, list[str]]:
     """Every student that the workspace's experiments and merged results name; sentences about what is unknown.
 
-    A run that several experiments name comes once.
+    A run that several experiments name comes once. A publication is a folder of results too; its asked.json tells all.
     """
     found: dict[str, tuple[RunInfo, str | None]] = {}
     unknown = []
-    for path in sorted((workspace.root / "experiments").glob("*.yaml")):
+    published = [path for path in [workspace.root / "asked.json"] if path.is_file()]
+    for path in [] if published else sorted((workspace.root / "experiments").glob("*.yaml")):
         try:
             asked = asked_by(parse(read_yaml(path), str(path)), workspace)
         except UserError as error:  # such as a checkpoint that was moved: its records can be shown all the same
             unknown.append(f"What experiment {path.stem} asks for is not known: {error}")
             continue
         found |= {info.id: (info, why) for info, why in asked}
-    for path in sorted((workspace.root / "merged").glob("*/asked.json")):
+    for path in [*published, *sorted((workspace.root / "merged").glob("*/asked.json"))]:
         try:
-            said = read_json(path, "merge its source again")
+            said = read_json(path, "take it from its source again")
             theirs = [(RunInfo.model_validate(one["run"]), one["failure"]) for one in said["runs"]]
         except (UserError, ValueError, KeyError, TypeError) as error:
             unknown.append(f"What merged results were asked for is not known: {error}")

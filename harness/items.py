@@ -93,10 +93,13 @@ class Items:
             ValueError: no item, columns of different lengths or of another type, a rule or column that is not known, a
                 number that is not finite. Names it.
         """
+        for name, column in self.columns.items():
+            if column.ndim not in (1, 2):
+                raise ValueError(f"column {name!r} has shape {column.shape}; an item has one number or one a class")
         if not self.columns or not self.count:
             raise ValueError("there is no item")
         for name, column in self.columns.items():
-            if column.ndim not in (1, 2) or len(column) != self.count:
+            if len(column) != self.count:
                 raise ValueError(f"column {name!r} has shape {column.shape}, and there are {self.count} items")
             if column.dtype.kind not in "bu" and column.dtype != np.float32:
                 raise ValueError(f"column {name!r} is {column.dtype}; give bool, unsigned integers or float32")

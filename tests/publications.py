@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
-from test_leaderboard import DEPTH, seeds
+from test_leaderboard import DEPTH, record, seeds
 
+from harness.items import Items
 from harness.records import Record, write_record
 from harness.seeds import content_hash
+from harness.storage.items import write_items
 from leaderboard.publishing.packing import Published, publish
 
 PATH = "/home/lovelace/data/imagenet"
@@ -39,12 +42,26 @@ def lab(root: Path, *labels: str, condition: str = "c0ffee00", shift: float = 0.
 
 
 def filled(root: Path, records: Iterable[Record]) -> Path:
-    for record in records:
-        write_record(root / "records", record)
+    for one in records:
+        write_record(root / "records", one)
     (root / "experiments").mkdir(exist_ok=True)
     plain = {"name": root.name, "data": {"root": PATH}, "submit": {"account": "lovelace"}, "seeds": [0, 1, 2]}
     (root / "experiments" / f"{root.name}.yaml").write_text(yaml.safe_dump(plain))
     return root
+
+
+def with_items(root: Path) -> Path:
+    """A workspace of one record whose value is made of two test items; a file of items that none names."""
+    one = named(record("fitnet", value=0.5))
+    items = Items({"right": np.array([True, False])}, {"top1": ("mean", "right")})
+    filled(root, [one.model_copy(update={"items": write_items(root / "items", one.run.id, one.task_id, items)})])
+    (root / "items" / "stray.safetensors").write_bytes(b"of no record")
+    return root
+
+
+def items_of(root: Path) -> Path:
+    (path,) = [path for path in (root / "items").iterdir() if path.name != "stray.safetensors"]
+    return path
 
 
 def published(workspace: Path, output: Path, **options: Any) -> Published:

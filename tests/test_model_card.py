@@ -19,7 +19,7 @@ from harness.runs import student_runs
 from leaderboard.publishing.card import LICENSE, model_card
 
 GOLDEN = Path(__file__).parent / "golden_card.md"
-TEACHER = {"model": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "checkpoint": "ab" * 32}
+TEACHER = {"model": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "pretrained": False, "checkpoint": "ab" * 32}
 COST = Cost(steps=350, images_seen=22_400, own_s=12.34, student_parameters=126_351)
 
 
@@ -55,7 +55,7 @@ def test_the_card_is_the_golden_one():
 def test_what_the_hub_reads_is_what_the_records_say():
     found = front(card(measured()))
     assert (found["library_name"], found["license"], found["license_name"]) == ("timm", "other", LICENSE)
-    assert found["base_model"] == f"timm/{TEACHER['model']}" and found["datasets"] == ["scenes"]
+    assert "base_model" not in found and found["datasets"] == ["scenes"]
     (index,) = found["model-index"]
     assert index["name"] == "my-student" and len(index["results"]) == 2  # what only describes is no result
     values = {metric["type"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
@@ -63,11 +63,32 @@ def test_what_the_hub_reads_is_what_the_records_say():
     assert found["metrics"] == sorted(values)
 
 
-def test_a_teacher_that_is_on_no_hub_is_no_base_model():
-    for model in (None, "local-dir:/home/lovelace/x", "vit_tiny_patch16_224", "a/b.c", 7):
-        one = measured()[0]
-        run = one.run.model_copy(update={"spec": {"teacher": {"model": model}}})
-        assert "base_model" not in front(card([one.model_copy(update={"run": run})]))
+NAME = TEACHER["model"]
+TWIN = "vit_tiny_patch16_reg.dino"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base"),
+    [
+        ({"model": NAME, "pretrained": True}, NAME),
+        ({"model": NAME, "pretrained": False}, None),  # fresh
+        ({"model": NAME, "pretrained": False, "checkpoint": "ab" * 32}, None),  # a file may hold anything
+        ({"model": NAME, "pretrained": True, "register_teacher": None}, NAME),
+        ({"model": NAME, "pretrained": True, "register_teacher": {"model": TWIN, "pretrained": None}}, TWIN),
+        ({"model": NAME, "pretrained": True, "register_teacher": {"model": None, "pretrained": None}}, None),
+        ({"model": NAME, "pretrained": True, "register_teacher": {"model": TWIN, "pretrained": False}}, None),
+        ({"model": NAME, "pretrained": False, "register_teacher": {"model": TWIN, "checkpoint": "ab" * 32}}, None),
+        *[
+            ({"model": model, "pretrained": True}, None)
+            for model in (None, "local-dir:/home/lovelace/x", "vit_tiny_patch16_224", "a/b.c", 7)
+        ],
+    ],
+)
+def test_only_a_teacher_whose_weights_are_the_hubs_is_a_base_model(teacher, base):
+    one = measured()[0]
+    run = one.run.model_copy(update={"spec": {"teacher": teacher}})
+    found = front(card([one.model_copy(update={"run": run})]))
+    assert found.get("base_model") == (None if base is None else f"timm/{base}")
 
 
 def test_a_student_without_records_says_so():

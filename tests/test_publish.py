@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from itertools import pairwise
@@ -13,13 +14,24 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from publications import PATH, contents, filled, first_record, lab, named, published, rezipped
+from publications import (
+    PATH,
+    contents,
+    filled,
+    first_record,
+    items_of,
+    lab,
+    named,
+    published,
+    resealed,
+    rezipped,
+    with_items,
+)
 from test_leaderboard import record, seeds
 
 from harness.errors import ConfigError, UserError
-from harness.records import ItemsInfo, read_record, record_text
-from leaderboard.publishing import manifest, places
-from leaderboard.publishing.contents import record_name
+from harness.records import read_record, record_text
+from leaderboard.publishing import manifest, packing, places
 from leaderboard.publishing.paths import MARK, marked, record_without_paths, without_paths
 from leaderboard.publishing.verifying import verify
 
@@ -158,10 +170,25 @@ def test_a_record_of_an_older_schema_is_published_as_one_of_this(ours, tmp_path)
     assert (tmp_path / "out/records" / path.name).read_text() == text
 
 
+def test_numbers_as_keys_of_a_configuration_stay_numbers(tmp_path):
+    ours = lab(tmp_path / "ours", "fitnet")
+    plain = {"name": "ours", "classes": {0: "cat", 1: PATH}, True: None}
+    (ours / "experiments" / "ours.yaml").write_text(yaml.safe_dump(plain))
+    done = published(ours, tmp_path / "out")
+    text = (tmp_path / "out" / "experiments" / "ours.yaml").read_text()
+    assert yaml.safe_load(text) == {"name": "ours", "classes": {0: "cat", 1: "(path)/imagenet"}, True: None}
+    assert done.manifest.removed["experiments/ours.yaml"] == ("classes.1",)
+
+
 def test_names_of_the_user_and_the_machine_are_pointed_at(tmp_path):
     ours = filled(tmp_path / "ours", map(named, seeds("ada's method", 0.5, 0.6)))
     done = published(ours, tmp_path / "out", words=["ada", "node7"])
     assert len(done.notes) == 1 and "'ada'" in done.notes[0] and "records/" in done.notes[0]
+    (ours / "experiments" / "ours.yaml").rename(ours / "experiments" / "of node7.yaml")
+    done = published(ours, tmp_path / "out", words=["node7"])
+    assert done.notes == (
+        "the word 'node7' of this machine is in experiments/of node7.yaml; look whether it may be told",
+    )
 
 
 def test_damaged_records_are_named_all_at_once_and_nothing_is_made(ours, tmp_path):
@@ -181,12 +208,21 @@ def test_damaged_records_are_named_all_at_once_and_nothing_is_made(ours, tmp_pat
     ("text", "said"),
     [
         (
+            "a: &a {x: 1}\n"
+            + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b in pairwise("abcdefghijklmnopqrstuvwyz")),
+            "more than",
+        ),
+        (
             "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstu")),
             "more than",
         ),
         ("a: &a [*a]", "more than"),
         ("a: " + "[" * 100_000, "experiments/bad.yaml"),
         ("- a", "it is no configuration"),
+        ("", "it is no configuration"),
+        ("a: 2001-99-99", "month must be in"),
+        ("a: " + "9" * 5000, "Exceeds the limit"),
+        ("a: '" + "x" * (1 << 20) + "'", "more than 1048576 bytes"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],
 )
@@ -208,19 +244,6 @@ def test_nothing_is_not_published(tmp_path):
         published(tmp_path / "ours", tmp_path / "out")
 
 
-def with_items(root: Path, data: bytes = b"items") -> Path:
-    import hashlib
-
-    one = named(record("fitnet"))
-    name = record_name(one).replace(".json", ".safetensors")
-    info = ItemsInfo(file=name, sha256=hashlib.sha256(data).hexdigest(), count=3, metrics={"top1": ("mean", "top1")})
-    filled(root, [one.model_copy(update={"items": info})])
-    (root / "items").mkdir()
-    (root / "items" / name).write_bytes(data)
-    (root / "items" / "stray.safetensors").write_bytes(b"of no record")
-    return root
-
-
 def test_items_that_records_name_come_along_and_no_others(tmp_path):
     ours = with_items(tmp_path / "ours")
     done = published(ours, tmp_path / "out.zip")
@@ -231,12 +254,38 @@ def test_items_that_records_name_come_along_and_no_others(tmp_path):
 @pytest.mark.parametrize(("data", "said"), [(None, "is missing"), (b"other", "is not the one that it names")])
 def test_missing_or_changed_items_are_named_by_their_record(tmp_path, data, said):
     ours = with_items(tmp_path / "ours")
-    (path,) = [p for p in (ours / "items").iterdir() if p.name != "stray.safetensors"]
+    path = items_of(ours)
     path.unlink()
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(ConfigError, match=f"records/.*{said}"):
         published(ours, tmp_path / "out")
+
+
+def test_a_value_that_its_items_do_not_make_is_not_published(tmp_path):
+    ours = with_items(tmp_path / "ours")
+    resealed(first_record(ours), lambda plain: plain["values"].update(top1=0.501))
+    with pytest.raises(ConfigError, match=r"its values.top1 is 0.501, and items/.* makes 0.5 of it"):
+        published(ours, tmp_path / "out")
+
+
+@pytest.mark.parametrize("of", ["records", "items"])
+def test_what_changes_while_it_is_packed_is_not_packed(tmp_path, monkeypatch, of):
+    """As where a run goes on in the workspace."""
+    ours = with_items(tmp_path / "ours")
+    real = packing.check_target
+
+    def later(output: Path) -> None:
+        real(output)
+        if of == "items":
+            items_of(ours).write_bytes(b"measured again")
+        else:
+            resealed(first_record(ours), lambda plain: plain["values"].update(top1=0.9))
+
+    monkeypatch.setattr(packing, "check_target", later)
+    with pytest.raises(UserError, match=rf"{of}/.* was changed while it was packed; the same command"):
+        published(ours, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours"]
 
 
 @pytest.mark.parametrize("name", ["out", "out.zip"])
@@ -246,6 +295,71 @@ def test_an_older_publication_is_replaced(ours, tmp_path, name):
     second = published(ours, tmp_path / name)
     assert first.fingerprint != second.fingerprint == verify(tmp_path / name).fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["ours", name])
+
+
+@pytest.mark.parametrize(("name", "said"), [("out", "changed, its checksum"), ("out.zip", "the manifest 2")])
+def test_a_publication_that_was_edited_stays(ours, tmp_path, name, said):
+    published(ours, tmp_path / name)
+    if name == "out":
+        table = tmp_path / "out" / "tables" / "leaderboard.md"
+        table.write_text(table.read_text().replace("fitnet", "FITNET"))
+    else:
+        rezipped(tmp_path / name, lambda files: files.update({"tables/leaderboard.md": b"mine"}))
+    before = (tmp_path / name).read_bytes() if name == "out.zip" else contents(tmp_path / name)
+    with pytest.raises(UserError, match=rf"is not what was published there \(tables/leaderboard.md: .*{said}"):
+        published(ours, tmp_path / name)
+    assert before == ((tmp_path / name).read_bytes() if name == "out.zip" else contents(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "/", "a/..", ".zip", "b/.ZIP"])
+def test_what_names_nothing_is_no_place(ours, tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"is no name for a publication; give it one, such as results or results\.zip"):
+        published(ours, Path(name))
+    assert list((tmp_path / "here").iterdir()) == [tmp_path / "here" / "a"]
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.7Z", "x.rar"])
+def test_a_name_that_promises_another_archive_is_refused(ours, tmp_path, name):
+    with pytest.raises(UserError, match=rf"no {Path(name).suffix}; name it {re.escape(Path(name).stem)}\.zip"):
+        published(ours, tmp_path / name)
+
+
+def test_a_zip_is_one_however_its_ending_is_written(ours, tmp_path):
+    published(ours, tmp_path / "OUT.Zip")
+    published(ours, tmp_path / "OUT.Zip")
+    assert zipfile.is_zipfile(tmp_path / "OUT.Zip") and not verify(tmp_path / "OUT.Zip").faults
+
+
+@pytest.mark.parametrize("name", ["out[1]", "*", "results ünï 日本", "a.b", "x?.zip"])
+def test_unusual_names_of_publications_are_names(ours, tmp_path, name):
+    dead = f".{name}.{places._here()}.{2**22 + 1}.00000000.partial"
+    (tmp_path / dead).mkdir()
+    published(ours, tmp_path / name)
+    assert not verify(tmp_path / name).faults
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["ours", name])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "A"], "are one where capitals do not count"),
+        (["\u00e9", "e\u0301"], "are one where capitals do not count"),
+        (["con"], "cannot be the name of a file"),
+        (["LPT1.old"], "cannot be the name of a file"),
+        (["a?"], "cannot be the name of a file"),
+        (["\u00e9" * 124 + "\u20ac"], "cannot be the name of a file"),  # short, and more than 255 bytes
+        ([b"\xff\xfe".decode(errors="surrogateescape")], "cannot be the name of a file"),
+    ],
+)
+def test_configurations_whose_names_other_disks_do_not_take_are_named(ours, tmp_path, monkeypatch, names, said):
+    real = packing.experiment_files(ours)
+    path = next(iter(real.values()))
+    monkeypatch.setattr(packing, "experiment_files", lambda _: {f"experiments/{name}.yaml": path for name in names})
+    with pytest.raises(UserError, match=rf"experiments/.*{said}.*; rename it in"):
+        published(ours, tmp_path / "out.zip")
+    assert not (tmp_path / "out.zip").exists()
 
 
 @pytest.mark.parametrize("name", ["out", "out.zip"])
@@ -260,7 +374,7 @@ def test_anything_else_at_the_place_stays(ours, tmp_path, name):
 def test_a_publication_with_a_file_of_ones_own_stays(ours, tmp_path):
     published(ours, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"notes.txt is no part of the publication there; name another place"):
+    with pytest.raises(UserError, match=r"notes.txt: not in the manifest, so it was added.*name another place"):
         published(ours, tmp_path / "out")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -348,13 +462,15 @@ def test_what_a_killed_process_left_is_cleared_and_its_target_brought_back(ours,
 
 
 def test_a_page_is_made_of_what_is_published_and_sealed_with_it(ours, tmp_path):
-    def page(records: Path, folder: Path, asked, notes) -> None:
+    def page(records: Path, folder: Path, asked, notes, title) -> None:
         folder.mkdir()
-        (folder / "index.html").write_text(str(len(list((records / "records").iterdir()))))
+        (folder / "index.html").write_text(f"{title}: {len(list((records / 'records').iterdir()))}")
 
     done = published(ours, tmp_path / "out.zip", page=page)
     found = verify(tmp_path / "out.zip")
     assert "page/index.html" in done.manifest.files and not found.faults
+    assert published(ours, tmp_path / "other", page=page).fingerprint == done.fingerprint
+    assert (tmp_path / "other" / "page" / "index.html").read_text() == "ours: 11"  # what the experiment is called
     assert "only its checksums were looked at" in found.notes[0]
 
     def change(files):

@@ -9,10 +9,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from publications import PATH, claimed, contents, filled, first_record, lab, named, published, resealed
+from publications import (
+    PATH,
+    claimed,
+    contents,
+    filled,
+    first_record,
+    items_of,
+    lab,
+    named,
+    published,
+    resealed,
+    with_items,
+)
 from test_cli import call
 from test_leaderboard import record, seeds
-from test_publish import with_items
 
 from harness.asked import asked_for
 from harness.errors import ConfigError, UserError
@@ -192,8 +203,7 @@ def test_items_come_along(tmp_path):
     one = with_items(tmp_path / "one")
     published(one, tmp_path / "one.zip")
     merge([tmp_path / "one.zip"], tmp_path / "union")
-    (path,) = (tmp_path / "union" / "items").iterdir()
-    assert path.read_bytes() == b"items"
+    assert items_of(tmp_path / "union").read_bytes() == items_of(one).read_bytes()
 
 
 class Stopped(BaseException):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from publications import first_record, lab, named
+from publications import first_record, lab, named, with_items
 from test_leaderboard import record
-from test_publish import with_items
 
 from harness.records import SCHEMA, record_text
 from leaderboard.publishing.schema import record_schema, schema_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,11 +11,24 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from publications import claimed, contents, filled, first_record, lab, named, published, resealed, rezipped
+from publications import (
+    claimed,
+    contents,
+    filled,
+    first_record,
+    items_of,
+    lab,
+    named,
+    published,
+    resealed,
+    rezipped,
+    with_items,
+)
 from test_leaderboard import record, seeds
 
 from harness.errors import UserError
 from leaderboard.publishing import archive, verifying
+from leaderboard.publishing import contents as contents_of
 from leaderboard.publishing.verifying import verify
 
 
@@ -138,6 +152,190 @@ def test_a_place_without_a_path_taken_out_is_not_claimed(out):
     assert len(verify(out).faults) == 1 and "the places where it says" in verify(out).faults[0]
 
 
+def test_a_path_taken_out_of_a_file_that_is_not_there_is_not_claimed(out):
+    claimed(out, removed={"experiments/other.yaml": ["data.root"]})
+    assert verify(out).faults == (
+        "manifest.json: a path was taken out of experiments/other.yaml, and there is no such file",
+    )
+
+
+@pytest.fixture
+def measured(tmp_path) -> Path:
+    published(with_items(tmp_path / "ours"), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def sealed_items(out: Path, data: bytes) -> str:
+    items_of(out).write_bytes(data)
+    seal = hashlib.sha256(data).hexdigest()
+    return resealed(first_record(out), lambda plain: plain["items"].update(sha256=seal))
+
+
+def test_a_value_for_which_all_but_its_items_was_made_anew_is_found(tmp_path, monkeypatch):
+    ours = with_items(tmp_path / "ours")
+    resealed(first_record(ours), lambda plain: plain["values"].update(top1=0.75))
+    with monkeypatch.context() as patch:  # the program of somebody who tampers does not look
+        patch.setattr(contents_of, "items_fault", lambda *_: None)
+        published(ours, tmp_path / "out.zip")
+    (fault,) = verify(tmp_path / "out.zip").faults
+    assert fault.startswith("records/") and "values.top1 is 0.75, and items/" in fault and fault.endswith("0.5 of it")
+
+
+def test_rounding_is_no_fault(tmp_path):
+    ours = with_items(tmp_path / "ours")
+    resealed(first_record(ours), lambda plain: plain["values"].update(top1=0.5 + 1e-6))
+    published(ours, tmp_path / "out")
+    assert not verify(tmp_path / "out").faults
+
+
+def test_items_that_were_changed_and_sealed_anew_do_not_make_the_value(measured):
+    data = bytearray(items_of(measured).read_bytes())
+    data[-1] = 0xFF  # both right
+    name = sealed_items(measured, bytes(data))
+    claimed(measured)
+    (fault,) = verify(measured).faults
+    assert fault.startswith(f"{name}: its values.top1 is 0.5") and "makes 1 of it" in fault
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, "numpy has no type 'BF16'"),
+        ({"right": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, "has shape ()"),
+        ({"right": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "1 items, and the record says 2"),
+        ({"right": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}, "is int32"),
+        ({"other": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "there are other"),
+        ({"right": {"dtype": "F32", "shape": [1 << 60], "data_offsets": [0, 4]}}, "not a safetensors file"),
+    ],
+)
+def test_items_that_are_none_are_one_sentence(measured, header, said):
+    text = json.dumps(header).encode()
+    name = sealed_items(measured, len(text).to_bytes(8, "little") + text + bytes(4))
+    claimed(measured)
+    (fault,) = verify(measured).faults
+    assert fault.startswith(f"{name}: items/") and said in fault
+
+
+def test_items_that_are_too_large_are_not_read(measured, monkeypatch):
+    monkeypatch.setattr(contents_of, "MOST_ITEMS", 10)
+    (fault,) = verify(measured).faults
+    assert "too large" in fault
+
+
+def test_items_that_are_missing_or_a_link_are_the_record_s_fault_too(measured, tmp_path):
+    path = items_of(measured)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    name = f"items/{path.name}"
+    assert verify(measured).faults == (f"{name}: a link",)
+    said = json.loads((measured / "manifest.json").read_text())["files"]
+    del said[name]
+    path.unlink()
+    claimed(measured, files=said)
+    assert verify(measured).faults == (f"records/{first_record(measured).name}: {name}, which it names, is missing",)
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "expected"), ("- a", "it is no configuration"), ("", "no conf")])
+def test_a_configuration_that_would_stop_others_from_publishing_is_a_fault(out, text, said):
+    """Merged, it would lie in their workspace."""
+    (path,) = (out / "experiments").iterdir()
+    path.write_text(text)
+    claimed(out)
+    (fault,) = verify(out).faults
+    assert fault.startswith(f"experiments/{path.name}: ") and said in fault
+
+
+@pytest.mark.parametrize("where", ["record", "manifest", "asked.json", "merged.json"])
+def test_what_a_stranger_writes_does_not_reach_the_terminal_as_a_command(out, where):
+    evil = "\x1b[2J" + "x" * 5000
+    if where == "record":
+        resealed(first_record(out), lambda plain: plain["run"].update({evil: 1}))
+    elif where == "manifest":
+        said = json.loads((out / "manifest.json").read_text())
+        said["files"][evil] = {"sha256": "0" * 64, "bytes": 0}
+        (out / "manifest.json").write_text(json.dumps(said))
+    else:
+        (out / where).write_text(json.dumps({evil: 1}))
+    if where != "manifest":
+        claimed(out)
+    faults = verify(out).faults
+    assert faults and all("\x1b" not in fault and len(fault) < 500 for fault in faults)
+    said = json.loads((out / "manifest.json").read_text())
+    said["files"][evil] = 7
+    (out / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(UserError) as error:
+        verify(out)
+    assert "\x1b" not in str(error.value)
+
+
+def test_a_small_file_that_is_damaged_is_named_once(out):
+    (out / "asked.json").write_text("{")
+    claimed(out)
+    (fault,) = verify(out).faults
+    assert fault.startswith("asked.json: Expecting property name") and str(out) not in fault
+
+
+@pytest.mark.parametrize("depth", [400, 900, 5000, 100_000])
+def test_students_nested_without_end_are_a_fault(out, depth):
+    run = record("later").run.model_dump(mode="json") | {"spec": {}}
+    text = json.dumps({"runs": [{"run": run, "failure": "x"}], "notes": []})
+    (out / "asked.json").write_text(text.replace('"spec": {}', f'"spec": {{"a": {"[" * depth}{"]" * depth}}}'))
+    claimed(out)
+    assert verify(out).faults
+
+
+def test_what_may_not_be_read_is_one_sentence(out, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verifying, "entry", refused)
+        faults = verify(out).faults
+    assert f"records/{first_record(out).name}: cannot be read (Permission denied)" in faults
+    for what in ("read_bytes", "lstat"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read: Permission denied"):
+            patch.setattr(Path, what, refused)
+            verify(out)
+
+
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(out, monkeypatch):
+    real = os.scandir
+
+    def refused(path):
+        if Path(path).name == "records":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match=r"records' cannot be read: Permission denied"):
+        verify(out)
+
+
+def test_a_folder_that_is_no_publication_is_not_searched(tmp_path, monkeypatch):
+    """It may be the whole disk."""
+    monkeypatch.setattr(os, "walk", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(UserError, match="is no publication"):
+        verify(tmp_path)
+
+
+def test_a_workspace_in_place_of_a_publication_is_told_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"`singer-bench publish .*ours -o FOLDER` makes one of a workspace"):
+        verify(lab(tmp_path / "ours", "fitnet"))
+
+
+def test_a_folder_with_too_many_files_is_not_listed_to_its_end(out, monkeypatch):
+    monkeypatch.setattr(archive, "MOST_FILES", 3)
+    assert "more than 3 files" in verify(out).faults[0]
+
+
+def test_names_that_are_one_where_capitals_do_not_count_are_a_fault_of_a_folder_too(out):
+    (path,) = (out / "experiments").iterdir()
+    shutil.copy(path, path.with_name(path.name.upper().replace("YAML", "yaml")))
+    claimed(out)
+    (fault,) = verify(out).faults
+    assert fault.startswith("experiments/") and "where capitals do not count" in fault
+
+
 def test_items_that_no_record_names_are_too_many(out):
     (out / "items").mkdir()
     (out / "items" / "a.b.safetensors").write_bytes(b"x")
@@ -216,6 +414,47 @@ def add(packed: Path, name: str, data: bytes, mode: int = 0) -> None:
         info = zipfile.ZipInfo(name)
         info.external_attr = mode << 16
         one.writestr(info, data)
+
+
+def test_a_zip_of_another_program_holds_its_folders_too(packed):
+    for name in ("records/", "page/details/", "tables/"):
+        add(packed, name, b"", stat.S_IFDIR | 0o755)
+    assert not verify(packed).faults
+    add(packed, "../x/", b"")
+    assert verify(packed).faults == ("../x/: no name of a file in a publication",)
+
+
+def test_a_zip_of_the_folder_itself_is_told_what_to_do(packed):
+    def inside(files):
+        for name in list(files):
+            files[f"out/{name}"] = files.pop(name)
+
+    with pytest.raises(UserError, match="has its files in a folder 'out'; unpack it, and name that folder"):
+        verify(rezipped(packed, inside))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_that_is_packed_in_another_way_is_not_unpacked(packed, monkeypatch, method):
+    """LZMA asks for as much memory as the file says."""
+    monkeypatch.setattr(archive, "_unpack", lambda *_: pytest.fail("unpacked"))
+    with zipfile.ZipFile(packed) as one:
+        files = {name: one.read(name) for name in one.namelist()}
+    with zipfile.ZipFile(packed, "w", method) as one:
+        for name, data in files.items():
+            one.writestr(name, data)
+    assert all("pack it as an ordinary zip" in fault for fault in verify(packed).faults)
+
+
+def test_no_room_to_unpack_is_one_sentence(packed, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; set TMPDIR"):
+        patch.setattr(archive.shutil, "copyfileobj", full)
+        verify(packed)
+    monkeypatch.setattr(archive.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(UserError, match="No space left on device; set TMPDIR"):
+        verify(packed)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -70,17 +70,19 @@ def _write_card(student: Path, output: Path) -> None:
     """README.md beside an exported student, with the results of the workspace in which it lies."""
     from harness import students
     from harness.catalogue import catalogue
-    from harness.records import Cost, RecordError, RunInfo, read_record, write_atomic
+    from harness.records import Cost, Record, RunInfo, write_atomic
     from leaderboard.publishing.card import model_card
+    from leaderboard.publishing.contents import read_one
 
     said = students.described(student)
     run = RunInfo.model_validate(said["info"])
     records = []
     for path in sorted((student.resolve().parent.parent / "records").glob(f"{run.id}.*.json")):
-        try:
-            records.append(read_record(path))
-        except RecordError as error:
-            print(f"note: not in the model card: {error}")
+        found = read_one(path)
+        if isinstance(found, Record):
+            records.append(found)
+        elif found is not None:
+            print(f"note: not in the model card: {path}: {found.reason}")
     entry = catalogue().methods.get(run.method)  # None for a plugin's
     text = model_card(
         run,

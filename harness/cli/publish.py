@@ -9,6 +9,8 @@ import typer
 
 from harness.cli.options import WorkspaceArgument, existing
 
+SHOWN = 10  # files of which it is told one by one what was taken out
+
 
 def publish(
     workspace: WorkspaceArgument,
@@ -41,8 +43,11 @@ def publish(
     about = done.manifest.summary
     print(f"{output}: {about.records} records of {about.runs} runs, {len(done.manifest.files)} files")
     print(f"fingerprint {done.fingerprint}")
-    for name, places in done.manifest.removed.items():
+    removed = list(done.manifest.removed.items())
+    for name, places in removed[:SHOWN]:
         print(f"note: paths taken out of {name}: {', '.join(places)}")
+    if len(removed) > SHOWN:
+        print(f"note: and of {len(removed) - SHOWN} further files, which manifest.json lists under `removed`")
     for note in done.notes:
         print(f"note: {note}")
 

@@ -47,6 +47,8 @@ def unpacked(data: bytes, info: ItemsInfo) -> Items:
         arrays = load(data)
     except SafetensorError as error:
         raise ValueError(f"not a safetensors file ({error})") from None
+    except KeyError as error:  # such as bfloat16
+        raise ValueError(f"numpy has no type {error}") from None
     columns = {}
     for name, array in arrays.items():
         if not name.startswith(_BITS):

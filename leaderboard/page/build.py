@@ -23,12 +23,14 @@ def write_page(
     notes: Iterable[str] = (),
     pictures: Mapping[str, Sequence[Picture]] | None = None,
     live: bool = False,
+    title: str | None = None,
 ) -> Path:
     """Make the page of `workspace/records` in `folder`, or replace the one there; returns the path of its index.html.
 
     Args:
         asked: students that experiments name, see `Asked`. notes: sentences for its end.
         pictures: maps of students, by run id. live: whether the page offers to show newer ones as they come.
+        title: of the page; the workspace's name unless given.
 
     Raises:
         UserError: no record, or a folder that holds something else or cannot be written into.
@@ -41,7 +43,7 @@ def write_page(
     told, unread = differences(records, workspace / "items")
     found = content(
         records,
-        title=workspace.resolve().name,
+        title=workspace.resolve().name if title is None else title,
         asked=[Asked(*one) for one in asked],
         problems=problems,
         notes=[*notes, *unread],

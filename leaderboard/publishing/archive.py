@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import stat
@@ -27,6 +28,7 @@ MOST_BYTES = 16 << 30  # of all files of a publication
 MOST_MANIFEST = 64 << 20
 MOST_RATIO = 200  # unpacked to packed, beyond the size of a manifest; JSON and safetensors stay far below
 PIECE = 1 << 20
+_COMPRESSED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may ask for memory without bound
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -60,10 +62,16 @@ def opened(place: Path) -> Iterator[Opened]:
     Raises:
         NotWhole: it cannot be opened. UserError: there is nothing, or no publication.
     """
-    if place.is_dir():
+    if os.path.isdir(place):  # unlike Path's, no error where a folder above may not be looked into
         yield _folder(place)
-    elif place.is_file():
-        with tempfile.TemporaryDirectory(prefix="singer-bench-") as folder:
+    elif os.path.isfile(place):
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="singer-bench-")
+        except OSError as error:
+            raise UserError(
+                f"{str(place)!r} cannot be unpacked: {error.strerror or error}; set TMPDIR to a folder with room"
+            ) from error
+        with temporary as folder:
             yield _unpacked(place, Path(folder))
     else:
         raise UserError(f"no publication {str(place)!r}; `singer-bench publish WORKSPACE -o {place.name}` makes one")
@@ -71,12 +79,40 @@ def opened(place: Path) -> Iterator[Opened]:
 
 def is_publication(place: Path) -> bool:
     """Whether a folder or file is meant to be one."""
-    return place.is_file() or (place / manifest.NAME).is_file()
+    return os.path.isfile(place) or os.path.isfile(place / manifest.NAME)
 
 
 def _folder(root: Path) -> Opened:
-    names, faults = [], []
-    for folder, below, files in os.walk(root):
+    path = root / manifest.NAME
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise _none(root)
+        if path.stat().st_size > MOST_MANIFEST:
+            raise NotWhole(root, [f"{manifest.NAME}: larger than {MOST_MANIFEST} bytes"])
+        raw = path.read_bytes()
+        said = manifest.parsed(raw, root)
+        names, faults = _listed(root)
+    except OSError as error:
+        raise UserError(f"{str(error.filename or root)!r} cannot be read: {error.strerror or error}") from error
+    return Opened(root, said, raw, frozenset(names), tuple(faults))
+
+
+def _none(place: Path) -> UserError:
+    remedy = "name what `singer-bench publish` made"
+    if (place / "records").is_dir():
+        remedy = f"`singer-bench publish {place} -o FOLDER` makes one of a workspace"
+    return UserError(f"{str(place)!r} is no publication, since there is no {manifest.NAME} in it; {remedy}")
+
+
+def _raise(error: OSError) -> None:
+    raise error  # `os.walk` passes over what it cannot list, unless it is told otherwise
+
+
+def _listed(root: Path) -> tuple[list[str], list[str]]:
+    """All plain files below a folder; what else is there, as faults. Raises OSError."""
+    names: list[str] = []
+    faults: list[str] = []
+    for folder, below, files in os.walk(root, onerror=_raise):
         for name in [*below, *files]:
             path = Path(folder, name)
             mode = path.lstat().st_mode
@@ -85,12 +121,9 @@ def _folder(root: Path) -> Opened:
                 names.append(shown)
             elif not stat.S_ISDIR(mode):
                 faults.append(f"{clean(shown)}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
-    if manifest.NAME not in names:
-        raise UserError(f"{str(root)!r} is no publication, since there is no {manifest.NAME} in it")
-    if (root / manifest.NAME).stat().st_size > MOST_MANIFEST:
-        raise NotWhole(root, [f"{manifest.NAME}: larger than {MOST_MANIFEST} bytes"])
-    raw = (root / manifest.NAME).read_bytes()
-    return Opened(root, manifest.parsed(raw, root), raw, frozenset(names), tuple(faults))
+        if len(names) > MOST_FILES:
+            raise NotWhole(root, [f"more than {MOST_FILES} files, and no more are looked at"])
+    return names, faults
 
 
 def _unpacked(place: Path, folder: Path) -> Opened:
@@ -103,18 +136,22 @@ def _unpacked(place: Path, folder: Path) -> Opened:
     except _UNREADABLE as error:
         raise NotWhole(place, [f"the zip is cut short or damaged ({error})"]) from None
     except OSError as error:
-        raise UserError(f"{str(place)!r} cannot be unpacked: {error.strerror or error}") from error
+        remedy = "; set TMPDIR to a folder with room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise UserError(f"{str(place)!r} cannot be unpacked: {error.strerror or error}{remedy}") from error
 
 
 def _checked(place: Path, archive: zipfile.ZipFile, folder: Path) -> Opened:
-    infos = archive.infolist()
+    infos = [info for info in archive.infolist() if not _is_empty_folder(info)]
     if len(infos) > MOST_FILES:
         raise NotWhole(place, [f"{len(infos)} files, and at most {MOST_FILES} are looked at"])
-    if faults := _bad_names(infos):
-        raise NotWhole(place, faults)
     found = {info.filename: info for info in infos}
     if manifest.NAME not in found:
-        raise UserError(f"{str(place)!r} is no publication, since there is no {manifest.NAME} in it")
+        if below := [name for name in found if name.endswith(f"/{manifest.NAME}") and name.count("/") == 1]:
+            inner = clean(below[0].removesuffix(f"/{manifest.NAME}"))
+            raise UserError(f"{str(place)!r} has its files in a folder {inner!r}; unpack it, and name that folder")
+        raise _none(place)
+    if faults := _bad(infos):
+        raise NotWhole(place, faults)
     raw = _read(archive, found[manifest.NAME], MOST_MANIFEST)
     if raw is None:
         raise NotWhole(place, [f"{manifest.NAME}: larger than {MOST_MANIFEST} bytes"])
@@ -129,18 +166,22 @@ def _checked(place: Path, archive: zipfile.ZipFile, folder: Path) -> Opened:
     return Opened(folder, said, raw, frozenset(found), tuple(faults))
 
 
-def _bad_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
-    """Faults of names, before anything is unpacked: out of the folder, twice, no plain file."""
-    faults, seen = [], set()
+def _is_empty_folder(info: zipfile.ZipInfo) -> bool:
+    """As other programs put them into a zip; they are not unpacked, since files bring their folders with them."""
+    return info.is_dir() and info.file_size == 0 and manifest.fits(f"page/{info.filename}file")
+
+
+def _bad(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Faults that are told before anything is unpacked: names that lead out or come twice, no plain files."""
+    faults = [f"{clean(name)}: twice in the zip" for name in manifest.twins(info.filename for info in infos)]
     for info in infos:
         name, mode = info.filename, info.external_attr >> 16
         if name != manifest.NAME and not manifest.fits(name):
             faults.append(f"{clean(name)}: no name of a file in a publication")
         elif mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
             faults.append(f"{name}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
-        elif name.casefold() in seen:  # where capitals are not told apart one would be written over the other
-            faults.append(f"{name}: twice in the zip")
-        seen.add(name.casefold())
+        elif info.compress_type not in _COMPRESSED:
+            faults.append(f"{name}: compressed in a way that is not looked at; pack it as an ordinary zip (deflate)")
     return faults
 
 

@@ -77,16 +77,13 @@ def _front(run: RunInfo, records: Sequence[Record], name: str, head_trained: boo
         for metric, info in record.metrics.items()
         if info.ranked and metric in record.values
     ]
-    teacher = run.spec.get("teacher")
-    model = teacher.get("model") if isinstance(teacher, dict) else None
-    base = f"timm/{model}" if isinstance(model, str) and _ON_THE_HUB.fullmatch(model) else None
     data = ModelCardData(
         license="other",
         license_name=LICENSE,
         library_name="timm",
         pipeline_tag="image-classification" if head_trained else "image-feature-extraction",
         tags=["timm", "knowledge-distillation", "vision-transformer", "singer-bench", _slug(run.method)],
-        base_model=base,
+        base_model=_base_model(run),
         datasets=[_slug(run.data)],
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name,
@@ -95,6 +92,18 @@ def _front(run: RunInfo, records: Sequence[Record], name: str, head_trained: boo
     if not results:  # the name belongs to the index of results
         data.pop("model_name")
     return data.to_yaml(line_break="\n")
+
+
+def _base_model(run: RunInfo) -> str | None:
+    """The teacher on the hub, where its weights came from there. What a file holds, a model's name does not prove."""
+    teacher = run.spec.get("teacher")
+    if isinstance(teacher, dict) and isinstance(twin := teacher.get("register_teacher"), dict):
+        pretrained = twin.get("pretrained")
+        teacher = {**twin, "pretrained": teacher.get("pretrained") if pretrained is None else pretrained}
+    if not isinstance(teacher, dict) or teacher.get("pretrained") is not True or teacher.get("checkpoint"):
+        return None
+    model = teacher.get("model")
+    return f"timm/{model}" if isinstance(model, str) and _ON_THE_HUB.fullmatch(model) else None
 
 
 def _about(run: RunInfo, name: str, cite: str, does: str) -> str:

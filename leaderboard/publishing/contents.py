@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
+from harness.items import NEAR
 from harness.records import Problem, Record, RecordError, RunInfo, read_record, read_records
 from harness.seeds import content_hash
+from harness.storage.items import unpacked
 from leaderboard.drafts import Asked
-from leaderboard.publishing.manifest import ASKED, MERGED, entry
+from leaderboard.labels import clean
+from leaderboard.publishing.manifest import ASKED, MERGED
 from leaderboard.publishing.paths import marked
 from leaderboard.render import render
 from leaderboard.table import rows_and_columns
 from leaderboard.write import SUFFIXES
 
 WIDTH = 120  # characters to a line of the plain table
+MOST_ITEMS = 256 << 20  # bytes of a file of items: they are read whole
+MOST_CONFIGURATION = 1 << 20  # bytes
+MOST_SETTINGS = 100_000  # of one configuration, each alias counted for all that it stands for
+ROUNDING = 10 * NEAR  # relative: NEAR holds for the small test sets of the contract, and rounding grows with their size
 SourceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -43,6 +53,14 @@ class AskedFile(_Strict):
 
     def asked(self) -> list[Asked]:
         return [Asked(one.run, one.failure) for one in self.runs]
+
+
+class Damaged(UserError):
+    """A small file that holds something else than it should. reason: one clause."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path} is damaged: {reason}")
 
 
 class Source(_Strict):
@@ -115,22 +133,77 @@ def unfit(record: Record) -> str | None:
 
 
 def items_fault(root: Path, record: Record) -> str | None:
-    """Why the items that a record names cannot be trusted, or None."""
+    """Why the items that a record names cannot be trusted, or None: they are to make the values that it says."""
     if record.items is None:
         return None
     path = root / "items" / record.items.file
-    if not path.is_file():
+    try:
+        if path.stat().st_size > MOST_ITEMS:
+            return f"items/{path.name}, which it names, is too large"
+        data = path.read_bytes()
+    except FileNotFoundError:
         return f"items/{path.name}, which it names, is missing"
-    return None if entry(path).sha256 == record.items.sha256 else f"items/{path.name} is not the one that it names"
+    except OSError as error:
+        return f"items/{path.name}, which it names, cannot be read ({error.strerror})"
+    if hashlib.sha256(data).hexdigest() != record.items.sha256:
+        return f"items/{path.name} is not the one that it names"
+    try:
+        items = unpacked(data, record.items)
+    except ValueError as error:
+        return f"items/{path.name} is not what it says: {error}"
+    for metric in items.metrics:
+        said, made = record.values[metric], items.number(metric)
+        if not math.isclose(said, made, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            return f"its values.{metric} is {said:g}, and items/{path.name} makes {made:g} of it"
+    return None
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The plain values of a configuration, which may be a stranger's.
+
+    Raises:
+        ValueError: a clause on why it is none: not YAML, or so large, deep or repeated by aliases that nobody means it.
+    """
+    try:
+        data = path.read_bytes()
+        if len(data) > MOST_CONFIGURATION:
+            raise ValueError(f"it has more than {MOST_CONFIGURATION} bytes")
+        loader = yaml.SafeLoader(data.decode())
+        node = loader.get_single_node()
+        if _is_endless(node):  # asked of the nodes: merge keys would grow when values are made of them
+            raise ValueError(f"it has more than {MOST_SETTINGS} settings")
+        plain = None if node is None else loader.construct_document(node)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(plain, dict):
+        raise ValueError("it is no configuration")
+    return plain
+
+
+def _is_endless(node: yaml.Node | None) -> bool:
+    waiting: list[Any] = [node]
+    count = 0
+    while waiting and count <= MOST_SETTINGS:
+        one = waiting.pop()
+        count += 1
+        if isinstance(one, yaml.MappingNode):
+            waiting += [part for pair in one.value for part in pair]
+        elif isinstance(one, yaml.SequenceNode):
+            waiting += one.value
+    return count > MOST_SETTINGS
 
 
 def read_asked(folder: Path) -> AskedFile:
-    """asked.json of a folder; nothing asked for where there is none. Raises UserError for a damaged one."""
+    """asked.json of a folder; nothing asked for where there is none. Raises Damaged."""
     return _small(folder / ASKED, AskedFile)
 
 
 def read_merged(folder: Path) -> MergedFile:
-    """merged.json of a folder; nothing merged where there is none. Raises UserError for a damaged one."""
+    """merged.json of a folder; nothing merged where there is none. Raises Damaged."""
     return _small(folder / MERGED, MergedFile)
 
 
@@ -141,9 +214,12 @@ def _small(path: Path, kind: type[Any]) -> Any:
         return kind()
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        place = clean(".".join(map(str, first["loc"])))
+        raise Damaged(path, f"{place}: {first['msg']}") from None
+    except RecursionError:
+        raise Damaged(path, "nested too deeply") from None
+    except (ValueError, OSError) as error:
+        raise Damaged(path, str(error)) from None
 
 
 def plain_text(value: BaseModel) -> str:
@@ -178,11 +254,12 @@ def _cell(cell: Any) -> Any:
 
 
 def words_in(texts: Iterable[tuple[str, str]], words: Sequence[str]) -> list[str]:
-    """Sentences about files that hold one of these words, such as the user's name."""
+    """Sentences about files that hold one of these words, such as the user's name, or are called by it."""
     texts = list(texts)
     said = []
     for word in words:
-        held = [name for name, text in texts if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        held = [name for name, text in texts if whole.search(text) or whole.search(name)]
         if held:
             more = f" and {len(held) - 1} more" if len(held) > 1 else ""
             said.append(f"the word {word!r} of this machine is in {held[0]}{more}; look whether it may be told")

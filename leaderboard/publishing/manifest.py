@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
 from harness.records import Record
+from leaderboard.labels import clean
 from leaderboard.write import SUFFIXES
 
 NAME = "manifest.json"
@@ -28,6 +30,8 @@ _NAMES = re.compile(
     rf"|tables/leaderboard\.(?:{'|'.join(SUFFIXES.values())})|{re.escape(ASKED)}|{re.escape(MERGED)}"
     rf"|page(?:/{_PLAIN}){{1,6}}"
 )
+_DEVICES = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)  # no files on Windows
+_LONGEST = 255  # bytes of one part of a path, on most disks
 
 
 class _Strict(BaseModel):
@@ -92,7 +96,28 @@ def summary(records: Iterable[Record]) -> Summary:
 
 def fits(name: str) -> bool:
     """Whether a file of a publication may have this name: no path out of it, nothing hidden, no surprise elsewhere."""
-    return _NAMES.fullmatch(name) is not None and ".." not in name.split("/")
+    try:
+        return _NAMES.fullmatch(name) is not None and all(
+            part != ".." and len(part.encode()) <= _LONGEST and not _DEVICES.fullmatch(part) for part in name.split("/")
+        )
+    except UnicodeEncodeError:  # bytes that are no text, as some disks allow them
+        return False
+
+
+def twins(names: Iterable[str]) -> list[str]:
+    """Names that are one with an earlier one where capitals, or ways to write an accent, are not told apart.
+
+    >>> twins(["page/a", "page/b", "page/A"])
+    ['page/A']
+    """
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if folded in seen:
+            found.append(name)
+        seen.add(folded)
+    return found
 
 
 def parsed(data: bytes, where: Path) -> Manifest:
@@ -108,8 +133,8 @@ def parsed(data: bytes, where: Path) -> Manifest:
         return Manifest.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {NAME} is no manifest of a publication: {place}: {first['msg']}") from None
+        place = "".join(f"{clean(str(part))}: " for part in first["loc"])
+        raise UserError(f"{where}: {NAME} is no manifest of a publication: {place}{first['msg']}") from None
 
 
 def entry(path: Path) -> Entry:

@@ -30,12 +30,14 @@ from leaderboard.publishing.contents import (
     read_one,
 )
 from leaderboard.publishing.manifest import ASKED, MERGED
+from leaderboard.publishing.manifest import NAME as MANIFEST
 from leaderboard.publishing.packing import experiment_files
 from leaderboard.publishing.paths import record_without_paths
 from leaderboard.publishing.verifying import check
 
 Asked = tuple[list[tuple[RunInfo, str | None]], list[str]]
 _MEASURED = ("metrics", "values", "details", "protocol", "task_kind", "seed", "origin")
+_OF_WORKSPACES = {"records", "experiments", "students", "groups", "failures", MERGED, "merged"}
 _RUN = ("kind", "method", "seed", "condition", "hyperparameters", "spec")
 
 
@@ -67,10 +69,9 @@ def merge(sources: Sequence[Path], into: Path, *, asked: Callable[[Path], Asked]
 
     Raises:
         ConfigError: records that cannot be trusted or contradict one another, all of them at once. UserError: no
-            source there, a disk that refuses.
+            source there, no workspace to merge into, a disk that refuses.
     """
-    if is_publication(into):
-        raise UserError(f"{str(into)!r} is a publication or a file, which others may verify; name a workspace")
+    _check_workspace(into)
     with contextlib.ExitStack() as stack:
         incoming, faults = _opened(sources, stack, asked)
         if faults:
@@ -78,14 +79,33 @@ def merge(sources: Sequence[Path], into: Path, *, asked: Callable[[Path], Asked]
         new, same, conflicts = _compared(incoming, into)
         if conflicts:
             raise ConfigError(conflicts, "nothing is merged")
-        _kept(incoming, new, into)
+        known = {run.id for run, _ in asked(into)[0]} if asked is not None and into.is_dir() else set()
+        _kept(incoming, new, into, known)
         for name, one in new.items():
             record = one.records[name]
+            target = into / "records" / name
+            if target.exists():  # such as a run's that goes on in this workspace; it may say something else
+                raise UserError(f"{target} came while the others were merged; the same command compares it and goes on")
             if record.items is not None:
                 data = (one.root / "items" / record.items.file).read_bytes()
                 _write(into / "items" / record.items.file, data)
-            _write(into / "records" / name, (one.root / "records" / name).read_bytes())
+            _write(target, (one.root / "records" / name).read_bytes())
     return Merged(tuple(new), same)
+
+
+def _check_workspace(into: Path) -> None:
+    """Raises UserError unless it is a workspace, an empty folder, or none yet where one can be made."""
+    if is_publication(into):
+        raise UserError(f"{str(into)!r} is a publication or a file, which others may verify; name a workspace")
+    above = next(path for path in (into, *into.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{str(into)!r} cannot be made, since {str(above)!r} is a file; name another place")
+    if into.is_dir():
+        there = [path.name for path in into.iterdir() if not path.name.startswith(".")]
+        if there and not _OF_WORKSPACES.intersection(there):
+            raise UserError(
+                f"{str(into)!r} is no workspace, and there is {min(there)!r} in it; name a workspace or a new folder"
+            )
 
 
 def _opened(
@@ -116,6 +136,8 @@ def _publication(place: Path, stack: contextlib.ExitStack) -> tuple[_Incoming | 
 def _workspace(place: Path, asked: Callable[[Path], Asked] | None) -> tuple[_Incoming | None, list[str]]:
     if not place.is_dir():
         raise UserError(f"no publication or workspace {str(place)!r}; name a folder or a zip")
+    if (place / ASKED).is_file():  # only publications have one
+        return None, [f"{MANIFEST}: missing, so nobody can see whether the rest is what was published"]
     records, faults = read(place)
     if not records and not faults:
         faults = ["no records there, and it is no publication"]
@@ -165,9 +187,9 @@ def difference(one: Record, other: Record) -> tuple[str, str, str] | None:
     ours, theirs = (record_without_paths(record).model_dump(mode="json") for record in (one, other))
     for key in _RUN:
         ours[f"run.{key}"], theirs[f"run.{key}"] = ours["run"][key], theirs["run"][key]
+    places = [*(f"run.{key}" for key in _RUN), *_MEASURED]
     if one.items is not None and other.items is not None:
-        ours["items.sha256"], theirs["items.sha256"] = one.items.sha256, other.items.sha256
-    places = [*(f"run.{key}" for key in _RUN), *_MEASURED, "items.sha256"]
+        places.append("items")
     for place in places:
         if ours.get(place) != theirs.get(place):
             where, a, b = _leaf(place, ours.get(place), theirs.get(place))
@@ -188,21 +210,29 @@ def _said(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _kept(incoming: Sequence[_Incoming], new: dict[str, _Incoming], into: Path) -> None:
-    """Note where the records come from, before the first of them is there, and keep what belongs to them."""
+def _kept(incoming: Sequence[_Incoming], new: dict[str, _Incoming], into: Path, known: set[str]) -> None:
+    """Note where the records come from, before the first of them is there, and keep what belongs to them.
+
+    What a source says of another one, or of its configurations, never replaces what is known of that here.
+
+    Args:
+        known: ids of the runs that are asked for here already.
+    """
     told = read_merged(into)
     sources, records = dict(told.sources), dict(told.records)
     for name, one in new.items():
         origin = one.before.records.get(name, one.id)
         records[name] = origin
-        sources[origin] = one.before.sources.get(origin, one.source)
+        sources.setdefault(origin, one.before.sources.get(origin, one.source))
     kept = MergedFile(sources=dict(sorted(sources.items())), records=dict(sorted(records.items())))
     if kept != told:
         _write(into / MERGED, plain_text(kept).encode())
     for one in incoming:
-        if any(mine is one for mine in new.values()):
+        failed = any(asked.failure is not None and asked.run.id not in known for asked in one.asked.runs)
+        if failed or any(mine is one for mine in new.values()):
             for target, data in _beside(one):
-                _write(into / "merged" / target, data)
+                if not (into / "merged" / target).exists():
+                    _write(into / "merged" / target, data)
 
 
 def _beside(one: _Incoming) -> Iterator[tuple[str, bytes]]:

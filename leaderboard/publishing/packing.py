@@ -23,12 +23,13 @@ from typing import Any
 import yaml
 
 from harness.errors import ConfigError, UserError
-from harness.records import SCHEMA, Record, RunInfo, record_text
+from harness.records import SCHEMA, Record, RecordError, RunInfo, read_record, record_text
 from leaderboard.publishing import archive, manifest
 from leaderboard.publishing.contents import (
     AskedFile,
     AskedRun,
     MergedFile,
+    configuration,
     plain_text,
     read,
     read_merged,
@@ -37,14 +38,15 @@ from leaderboard.publishing.contents import (
 )
 from leaderboard.publishing.manifest import ASKED, MERGED, Manifest, Program
 from leaderboard.publishing.paths import MARK, marked, record_without_paths, without_paths
-from leaderboard.publishing.places import staged
+from leaderboard.publishing.places import is_zip, staged
+from leaderboard.publishing.verifying import altered
 
 LEFT_OUT = "submit"  # the section of an experiment that names partitions, accounts and a shell's lines
-MOST_SETTINGS = 100_000  # of one experiment
+_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")  # endings that promise what is not made
 HEAD = "# As it was run. A path of the machine is (path)/NAME; what was asked of a cluster is left out.\n"
 
 Asked = Iterable[tuple[RunInfo, str | None]]
-Page = Callable[..., object]  # (folder with records/, folder to make, asked=, notes=): `leaderboard.page.build`
+Page = Callable[..., object]  # (folder with records/, folder to make, asked=, notes=, title=): `leaderboard.page.build`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,15 @@ def publish(
 
     Raises:
         ConfigError: records or configurations that are damaged, all of them at once.
-        UserError: no records, something else at `output`, a disk that refuses.
+        UserError: no records, a name or a place that is none for a publication, a disk that refuses, a record that
+            changes meanwhile.
     """
+    check_name(output)
     records, faults = read(workspace)
     if not records and not faults:
-        raise UserError(f"no records in {workspace / 'records'}, so there is nothing to publish")
+        raise UserError(
+            f"no records in {workspace / 'records'}, so there is nothing to publish; run an experiment first"
+        )
     texts, more = _experiments(workspace)
     if faults + more:
         raise ConfigError(faults + more, f"{workspace} is not published, since it is damaged in part")
@@ -92,6 +98,10 @@ def publish(
     cleared = {name: record_without_paths(record) for name, record in records.items()}
     for name, record in cleared.items():
         texts[f"records/{name}"] = _text(workspace / "records" / name, records[name], record)
+    if strange := [name for name in texts if not manifest.fits(name)]:
+        raise UserError(f"{strange[0]!r} cannot be the name of a file in a publication; rename it in {workspace}")
+    if twins := manifest.twins(sorted(texts)):
+        raise UserError(f"{twins[0]!r} and another name are one where capitals do not count; rename it in {workspace}")
     asked_file = _asked(asked, unknown)
     texts[ASKED] = plain_text(asked_file)
     merged = _merged(workspace, records)
@@ -105,15 +115,16 @@ def publish(
             if record.items is not None:
                 _copy(workspace / "items" / record.items.file, folder / "items" / record.items.file)
         if page is not None:
-            page(folder, folder / "page", asked=asked_file.asked(), notes=asked_file.notes)
+            page(folder, folder / "page", asked=asked_file.asked(), notes=asked_file.notes, title=_title(texts))
         made = Manifest(
             program=Program(version=version, commit=commit, modified=modified, tables=manifest.tables_code()),
             summary=manifest.summary(cleared.values()),
             removed=removed(texts),
             files={name: manifest.entry(folder / name) for name in _names(folder)},
         )
-        if strange := [name for name in made.files if not manifest.fits(name)]:
-            raise UserError(f"{strange[0]!r} cannot be the name of a file in a publication; rename it in {workspace}")
+        for record in records.values():
+            if record.items is not None and made.files[f"items/{record.items.file}"].sha256 != record.items.sha256:
+                raise _moving(workspace / "items" / record.items.file)
         _write(folder / manifest.NAME, made.text())
     said = words_in(((name, text) for name, text in texts.items() if not name.startswith("tables/")), words)
     return Published(output, made, hashlib.sha256(made.text().encode()).hexdigest(), tuple(said))
@@ -131,6 +142,16 @@ def removed(texts: dict[str, str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def check_name(output: Path) -> None:
+    """Raises UserError where `output` names nothing that can be made."""
+    if output.name in ("", "..") or output.name.lower() == ".zip":
+        raise UserError(f"{str(output)!r} is no name for a publication; give it one, such as results or results.zip")
+    if output.suffix.lower() in _ARCHIVES and not output.is_dir():
+        raise UserError(
+            f"{str(output)!r}: a publication is a folder or a zip, and no {output.suffix}; name it {output.stem}.zip"
+        )
+
+
 def check_target(output: Path) -> None:
     """Raises UserError unless nothing is at `output`, an empty folder, or an older publication and nothing else."""
     remedy = "name another place, or remove it yourself"
@@ -140,13 +161,12 @@ def check_target(output: Path) -> None:
         return
     try:
         with archive.opened(output) as there:
-            strange = sorted(set(there.names) - set(there.manifest.files) - {manifest.NAME})
+            changed = altered(there)
     except UserError as error:
         raise UserError(f"{str(output)!r} exists and is no publication ({error}); {remedy}") from None
-    if strange or there.faults:
-        what = there.faults[0] if there.faults else f"{strange[0]} is no part of the publication there"
-        raise UserError(f"{str(output)!r} exists, and {what}; {remedy}")
-    if (output.suffix == ".zip") != output.is_file():
+    if changed:
+        raise UserError(f"{str(output)!r} exists, and is not what was published there ({changed[0]}); {remedy}")
+    if is_zip(output) != output.is_file():
         raise UserError(f"{str(output)!r} is a {'file' if output.is_file() else 'folder'}; {remedy}")
 
 
@@ -168,34 +188,31 @@ def _experiments(workspace: Path) -> tuple[dict[str, str], list[str]]:
     texts, faults = {}, []
     for name, path in experiment_files(workspace).items():
         try:
-            plain = yaml.safe_load(path.read_bytes().decode())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            faults.append(f"{name}: {' '.join(str(error).split())}")
-            continue
-        if not isinstance(plain, dict):
-            faults.append(f"{name}: it is no configuration")
-        elif _endless(plain):
-            faults.append(f"{name}: it has more than {MOST_SETTINGS} settings")
-        else:
-            texts[name] = experiment_text(plain)
+            texts[name] = experiment_text(configuration(path))
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{name}: {error}")
     return texts, faults
 
 
-def _endless(plain: Any) -> bool:
-    """Whether aliases make so much of a small file, such as a merged one, that nobody means it."""
-    waiting, count = [plain], 0
-    while waiting and count <= MOST_SETTINGS:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
-    return count > MOST_SETTINGS
+def _title(texts: Iterable[str]) -> str:
+    """Of the page: what the experiments are called. Not what the folder is, since equal results give equal bytes."""
+    names = sorted({Path(name).stem for name in texts if name.startswith("experiments/")})
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "results"
 
 
 def _text(path: Path, record: Record, cleared: Record) -> str:
-    """The file's own text where it can be published as it is."""
-    text = path.read_bytes().decode()
+    """The file's own text where it can be published as it is. Raises UserError if it is another record by now."""
+    try:
+        if read_record(path) != record:
+            raise _moving(path)
+        text = path.read_bytes().decode()
+    except (RecordError, OSError):
+        raise _moving(path) from None
     return text if cleared is record and json.loads(text)["schema_version"] == SCHEMA else record_text(cleared)
+
+
+def _moving(path: Path) -> UserError:
+    return UserError(f"{path} was changed while it was packed; the same command packs it anew")
 
 
 def _asked(asked: Asked, unknown: Sequence[str]) -> AskedFile:

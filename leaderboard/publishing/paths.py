@@ -27,9 +27,9 @@ def without_paths(value: Any) -> Any:
     {'root': '(path)/imagenet', 'unit': 'm/s'}
     """
     if isinstance(value, dict):
-        found: dict[str, Any] = {}
+        found: dict[Any, Any] = {}
         for key, item in value.items():
-            name = _text(str(key))
+            name = _text(key) if isinstance(key, str) else key  # YAML has numbers as keys, too
             while name in found:  # two folders of one name
                 name += "'"
             found[name] = without_paths(item)
@@ -54,7 +54,7 @@ def marked(value: Any, place: str = "") -> list[str]:
     """
     if isinstance(value, dict):
         named = [(f"{place}.{key}" if place else key, key, item) for key, item in value.items()]
-        return [one for below, key, item in named for one in ([below] if MARK in key else marked(item, below))]
+        return [one for below, key, item in named for one in ([below] if MARK in str(key) else marked(item, below))]
     if isinstance(value, list):
         return [one for i, item in enumerate(value) for one in marked(item, f"{place}[{i}]")]
     return [place] if isinstance(value, str) and MARK in value else []

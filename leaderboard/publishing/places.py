@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import platform
 import secrets
@@ -18,6 +19,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can tell: every file'
 PARTIAL, OLD = "partial", "old"
 
 
+def is_zip(target: Path) -> bool:
+    """Whether a place is named as a zip, else it is a folder."""
+    return target.suffix.lower() == ".zip"
+
+
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`, that becomes `target` once the block has ended well: as it is, or as a zip.
@@ -29,11 +35,11 @@ def staged(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear(target)
         around = _beside(target, PARTIAL)
-        folder = around / target.with_suffix("" if target.suffix == ".zip" else target.suffix).name
-        folder.mkdir(parents=True)  # by the target's name, in case that is told by what is made in it
+        folder = around / "content"
+        folder.mkdir(parents=True)
         try:
             yield folder
-            if target.suffix == ".zip":
+            if is_zip(target):
                 _exchange_file(_zipped(folder, _beside(target, PARTIAL)), target)
             else:
                 _sync(folder)
@@ -55,7 +61,7 @@ def _here() -> str:
 def _clear(target: Path) -> None:
     """Remove what dead processes of this machine left beside the target; bring the target back from the middle of an
     exchange."""
-    for path in sorted(target.parent.glob(f".{target.name}.{_here()}.*")):
+    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.{_here()}.*")):
         *_, pid, _, what = path.name.split(".")
         if what not in (PARTIAL, OLD) or not pid.isdigit() or _lives(int(pid)):
             continue

@@ -27,7 +27,7 @@ from test_leaderboard import record, seeds
 
 from harness.asked import asked_for
 from harness.errors import ConfigError, UserError
-from harness.records import read_records, write_record
+from harness.records import ItemsInfo, items_name, read_records
 from harness.runs import Workspace
 from leaderboard.publishing import merging
 from leaderboard.publishing.contents import record_name
@@ -188,6 +188,76 @@ def test_a_damaged_record_of_ones_own_is_not_written_over(tmp_path):
     assert path.read_text() == "{"
 
 
+def test_a_folder_of_something_else_is_no_workspace(tmp_path):
+    one = lab(tmp_path / "one", "fitnet")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / ".hidden").write_text("x")
+    merge([one], tmp_path / "there")  # all but empty
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("x")
+    with pytest.raises(UserError, match=r"photos' is no workspace, and there is 'cat\.png' in it"):
+        merge([one], tmp_path / "photos")
+    with pytest.raises(UserError, match=r"cannot be made, since '.*cat\.png' is a file; name another place"):
+        merge([one], tmp_path / "photos" / "cat.png" / "a" / "b")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+
+
+def test_a_publication_that_lost_its_manifest_is_not_taken_for_a_workspace(tmp_path):
+    published(lab(tmp_path / "one", "fitnet"), tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"out: manifest\.json: missing"):
+        merge([tmp_path / "out"], tmp_path / "union")
+    assert not (tmp_path / "union").exists()
+
+
+def test_a_record_that_comes_meanwhile_is_compared_and_not_written_over(tmp_path, monkeypatch):
+    """As where a run goes on in the workspace."""
+    one, other = lab(tmp_path / "one", "fitnet"), lab(tmp_path / "other", "fitnet", shift=0.1)
+    real = merging._kept
+
+    def later(*args):
+        real(*args)
+        shutil.copytree(other / "records", tmp_path / "union" / "records")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the same command compares it"):
+        patch.setattr(merging, "_kept", later)
+        merge([one], tmp_path / "union")
+    assert contents(tmp_path / "union" / "records") == contents(other / "records")
+    with pytest.raises(ConfigError, match=r"values\.top1 is 0\.6 in .*union and 0\.5 in one"):
+        merge([one], tmp_path / "union")
+
+
+def test_what_a_source_says_of_another_one_replaces_nothing(tmp_path):
+    """Somebody claims that his record and his configuration are of a source that is known here already."""
+    first = published(lab(tmp_path / "one", "fitnet"), tmp_path / "one.zip").fingerprint[:16]
+    merge([tmp_path / "one.zip"], tmp_path / "union")
+    theirs = lab(tmp_path / "theirs", "singer")
+    names_of_theirs = sorted(names(theirs))
+    told = {"sources": {first: {"name": "lies", "kind": "publication"}}, "records": {names_of_theirs[0]: first}}
+    (theirs / "merged.json").write_text(json.dumps(told))
+    lies = theirs / "merged" / first / "experiments" / "one.yaml"
+    lies.parent.mkdir(parents=True)
+    lies.write_text("name: lies")
+    published(theirs, tmp_path / "theirs.zip")
+    before = contents(tmp_path / "union" / "merged" / first)
+    merge([tmp_path / "theirs.zip"], tmp_path / "union")
+    assert contents(tmp_path / "union" / "merged" / first) == before
+    told = json.loads((tmp_path / "union" / "merged.json").read_text())
+    assert told["sources"][first]["name"] == "one.zip"
+
+
+def test_items_by_another_rule_are_a_conflict():
+    mine = named(record("fitnet"))
+    info = ItemsInfo(
+        file=items_name(mine.run.id, mine.task_id), sha256="0" * 64, count=2, metrics={"top1": ("mean", "a")}
+    )
+    one = mine.model_copy(update={"items": info})
+    other = mine.model_copy(update={"items": info.model_copy(update={"metrics": {"top1": ("mean", "b")}})})
+    found = difference(one, other)
+    assert found is not None and found[0] == "items.metrics.top1"
+    assert difference(one, mine) is None  # an older program kept none
+
+
 @pytest.mark.parametrize("kind", ["publication", "file", "nothing"])
 def test_places_that_are_none_are_refused(tmp_path, kind):
     one = lab(tmp_path / "one", "fitnet")
@@ -263,3 +333,35 @@ def test_students_that_failed_elsewhere_are_said_in_the_tables_of_the_union(call
     path.write_text("{")
     _, out, _ = call("table", union)
     assert "vitkd" not in out and "is not known" in out
+
+
+def test_students_that_failed_are_said_in_tables_of_the_publication_and_when_it_is_published_again(call, tmp_path):
+    one = lab(tmp_path / "one", "fitnet")
+    failed = named(record("vitkd")).run
+    published(one, tmp_path / "out", asked=[(failed, "at step 7: loss kd is nan")])
+    _, out, _ = call("table", tmp_path / "out")
+    assert "vitkd" in out and "loss kd is nan" in out
+    call("publish", tmp_path / "out", "-o", tmp_path / "again")
+    assert "loss kd is nan" in (tmp_path / "again" / "tables" / "leaderboard.md").read_text()
+
+
+def test_a_source_that_brings_failures_alone_is_kept(call, tmp_path):
+    one = lab(tmp_path / "one", "fitnet")
+    failed = named(record("vitkd")).run
+    published(one, tmp_path / "one.zip", asked=[(failed, "at step 7: loss kd is nan")])
+    (one / "experiments" / "one.yaml").unlink()
+    code, out, _ = call("merge", tmp_path / "one.zip", "--into", one)
+    assert code == 0 and "0 records merged, 6 were there already" in out
+    _, out, _ = call("table", one)
+    assert "vitkd" in out and "loss kd is nan" in out
+    before = contents(one)
+    call("merge", tmp_path / "one.zip", "--into", one)
+    assert contents(one) == before
+
+
+def test_a_source_that_brings_nothing_leaves_nothing(call, tmp_path):
+    one = lab(tmp_path / "one", "fitnet")
+    published(one, tmp_path / "one.zip")
+    before = contents(one)
+    call("merge", tmp_path / "one.zip", "--into", one)
+    assert contents(one) == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import zipfile
 from itertools import pairwise
@@ -31,6 +30,8 @@ from test_leaderboard import record, seeds
 
 from harness.errors import ConfigError, UserError
 from harness.records import read_record, record_text
+from leaderboard.page import site
+from leaderboard.page.build import write_page
 from leaderboard.publishing import manifest, packing, places
 from leaderboard.publishing.paths import MARK, marked, record_without_paths, without_paths
 from leaderboard.publishing.verifying import verify
@@ -322,8 +323,25 @@ def test_what_names_nothing_is_no_place(ours, tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.7Z", "x.rar"])
 def test_a_name_that_promises_another_archive_is_refused(ours, tmp_path, name):
-    with pytest.raises(UserError, match=rf"no {Path(name).suffix}; name it {re.escape(Path(name).stem)}\.zip"):
+    with pytest.raises(UserError, match=rf"no {Path(name).suffix}; name it x\.zip"):
         published(ours, tmp_path / name)
+
+
+def test_a_place_below_a_file_is_none(ours, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"b' cannot be made, since '.*file' is a file; name another place"):
+        published(ours, tmp_path / "file" / "a" / "b")
+
+
+def test_no_room_for_the_page_is_said_of_the_place_that_was_named(ours, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(site, "write_atomic", full)
+    with pytest.raises(UserError) as error:
+        published(ours, tmp_path / "out.zip", page=write_page)
+    assert str(error.value) == f"cannot write {str(tmp_path / 'out.zip')!r}: No space left on device"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours"]
 
 
 def test_a_zip_is_one_however_its_ending_is_written(ours, tmp_path):

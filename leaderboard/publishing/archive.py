@@ -168,7 +168,7 @@ def _checked(place: Path, archive: zipfile.ZipFile, folder: Path) -> Opened:
 
 def _is_empty_folder(info: zipfile.ZipInfo) -> bool:
     """As other programs put them into a zip; they are not unpacked, since files bring their folders with them."""
-    return info.is_dir() and info.file_size == 0 and manifest.fits(f"page/{info.filename}file")
+    return info.filename.endswith("/") and info.file_size == 0 and manifest.fits(f"page/{info.filename}file")
 
 
 def _bad(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
@@ -180,8 +180,9 @@ def _bad(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
             faults.append(f"{clean(name)}: no name of a file in a publication")
         elif mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
             faults.append(f"{name}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
-        elif info.compress_type not in _COMPRESSED:
-            faults.append(f"{name}: compressed in a way that is not looked at; pack it as an ordinary zip (deflate)")
+    if strange := [clean(info.filename) for info in infos if info.compress_type not in _COMPRESSED]:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        faults.append(f"{strange[0]}: compressed in an unusual way{more}; pack it as an ordinary zip (deflate)")
     return faults
 
 

@@ -33,6 +33,7 @@ from leaderboard.publishing.manifest import ASKED, MERGED
 from leaderboard.publishing.manifest import NAME as MANIFEST
 from leaderboard.publishing.packing import experiment_files
 from leaderboard.publishing.paths import record_without_paths
+from leaderboard.publishing.places import file_above
 from leaderboard.publishing.verifying import check
 
 Asked = tuple[list[tuple[RunInfo, str | None]], list[str]]
@@ -97,8 +98,7 @@ def _check_workspace(into: Path) -> None:
     """Raises UserError unless it is a workspace, an empty folder, or none yet where one can be made."""
     if is_publication(into):
         raise UserError(f"{str(into)!r} is a publication or a file, which others may verify; name a workspace")
-    above = next(path for path in (into, *into.absolute().parents) if path.exists())
-    if not above.is_dir():
+    if (above := file_above(into)) is not None:
         raise UserError(f"{str(into)!r} cannot be made, since {str(above)!r} is a file; name another place")
     if into.is_dir():
         there = [path.name for path in into.iterdir() if not path.name.startswith(".")]

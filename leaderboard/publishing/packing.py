@@ -38,7 +38,7 @@ from leaderboard.publishing.contents import (
 )
 from leaderboard.publishing.manifest import ASKED, MERGED, Manifest, Program
 from leaderboard.publishing.paths import MARK, marked, record_without_paths, without_paths
-from leaderboard.publishing.places import is_zip, staged
+from leaderboard.publishing.places import file_above, is_zip, staged
 from leaderboard.publishing.verifying import altered
 
 LEFT_OUT = "submit"  # the section of an experiment that names partitions, accounts and a shell's lines
@@ -115,7 +115,12 @@ def publish(
             if record.items is not None:
                 _copy(workspace / "items" / record.items.file, folder / "items" / record.items.file)
         if page is not None:
-            page(folder, folder / "page", asked=asked_file.asked(), notes=asked_file.notes, title=_title(texts))
+            try:
+                page(folder, folder / "page", asked=asked_file.asked(), notes=asked_file.notes, title=_title(texts))
+            except UserError as error:
+                if isinstance(error.__cause__, OSError):  # the disk's, which is said of the place that was named
+                    raise error.__cause__ from None
+                raise
         made = Manifest(
             program=Program(version=version, commit=commit, modified=modified, tables=manifest.tables_code()),
             summary=manifest.summary(cleared.values()),
@@ -146,10 +151,11 @@ def check_name(output: Path) -> None:
     """Raises UserError where `output` names nothing that can be made."""
     if output.name in ("", "..") or output.name.lower() == ".zip":
         raise UserError(f"{str(output)!r} is no name for a publication; give it one, such as results or results.zip")
+    if (above := file_above(output)) is not None:
+        raise UserError(f"{str(output)!r} cannot be made, since {str(above)!r} is a file; name another place")
     if output.suffix.lower() in _ARCHIVES and not output.is_dir():
-        raise UserError(
-            f"{str(output)!r}: a publication is a folder or a zip, and no {output.suffix}; name it {output.stem}.zip"
-        )
+        name = output.stem.removesuffix(".tar")
+        raise UserError(f"{str(output)!r}: a publication is a folder or a zip, no {output.suffix}; name it {name}.zip")
 
 
 def check_target(output: Path) -> None:

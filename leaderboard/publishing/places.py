@@ -24,6 +24,12 @@ def is_zip(target: Path) -> bool:
     return target.suffix.lower() == ".zip"
 
 
+def file_above(place: Path) -> Path | None:
+    """The file that stands where a folder above this place would have to be, or None."""
+    above = next((path for path in place.absolute().parents if os.path.lexists(path)), None)
+    return None if above is None or above.is_dir() else above
+
+
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`, that becomes `target` once the block has ended well: as it is, or as a zip.

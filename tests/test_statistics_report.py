@@ -387,6 +387,8 @@ def test_the_diagram_is_the_same_bytes_and_well_formed():
     space = "{http://www.w3.org/2000/svg}"
     shown = [node.text for node in root.iter(f"{space}text")]
     assert any(label and label.startswith("b ") for label in shown)
+    assert [node.text for node in root.iter(f"{space}title")] == ["e" * 90]  # cut short, so whole here
+    assert "currentColor" not in text and "rect{fill:#fff}" in text  # it is legible on a dark page too
     bars = [node for node in root.iter(f"{space}path") if node.get("class") == "bar"]
     assert len(bars) == len(found.bars) > 0
     many = rank([f"m{i}" for i in range(300)], np.random.default_rng(1).random((300, 30)), [True] * 30, 0.05)

@@ -14,7 +14,7 @@ from harness.seeds import content_hash
 from leaderboard.board import Cell, Column, Leaderboard, Row, Section, SectionKey
 from leaderboard.drafts import Asked
 from leaderboard.labels import DASH, clean
-from leaderboard.legend import heading, legend
+from leaderboard.legend import has_ranks, has_trials, heading, legend
 from leaderboard.legend import problems as unread
 from leaderboard.markup import MARKUPS
 from leaderboard.numbers import number_format, shown_unit, three_digits
@@ -172,6 +172,8 @@ def _section(
         "key": content_hash(list(section.key)),
         "title": heading(section),
         "columns": columns,
+        "has_ranks": has_ranks(section),
+        "has_trials": has_trials(section),
         "rows": rows,
         "cells": _cells(section),
         "legend": [line for line in legend([section], False, _MARKUP) if not line.startswith("Protocol of ")],

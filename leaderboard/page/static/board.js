@@ -56,10 +56,10 @@ bench.board = (() => {
       { key: "method", head: ["", "method"], sort: (line) => line.row.label, html: (line) => nameHtml(line.row), name: true },
       { key: "seeds", head: ["", "seeds"], sort: (line) => line.row.seeds, html: (line) => escaped(bench.seedsText(line.row)) },
     ];
-    if (bench.hasTrials()) {
+    if (bench.section().has_trials) {
       found.push({ key: "trials", head: ["", "trials"], sort: (line) => line.row.trials, html: (line) => escaped(line.row.trials ?? "–") });
     }
-    if (bench.hasRanks()) {
+    if (bench.section().has_ranks) {
       found.push({
         key: "rank", head: ["avg.", "rank"], sort: (line) => line.row.rank, up: false,
         html: (line) => escaped(line.row.rank_text),

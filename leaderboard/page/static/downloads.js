@@ -47,7 +47,7 @@ bench.downloads = (() => {
 
   function csv() {
     const { section, columns, lines, costs } = view();
-    const trials = bench.hasTrials();
+    const trials = section.has_trials;
     const heads = ["pair", "label", "method", "kind", "origin", "source", "seeds", ...(trials ? ["trials"] : []), "avg_rank"];
     for (const column of columns) {
       const name = `${column.title} ${column.metric} (${column.own_unit})`;
@@ -89,7 +89,7 @@ bench.downloads = (() => {
 
   function latex() {
     const { section, columns, lines, costs } = view();
-    const [trials, ranks] = [bench.hasTrials(), bench.hasRanks()];
+    const [trials, ranks] = [section.has_trials, section.has_ranks];
     const heads = ["method", "seeds", ...(trials ? ["trials"] : []), ...(ranks ? ["avg. rank"] : []),
       ...columns.map((column) => `${column.title} ${bench.metricName(column)}`), ...costs.map((one) => `${one.title} (${one.unit})`)];
     const body = lines.map(({ row, cells }) => {

@@ -161,15 +161,6 @@ var bench = (() => {
     return row.reported || cell[2] === row.seeds ? "" : `(${cell[2]} of ${row.seeds})`;
   }
 
-  /** Whether the section has a column of trials, and of ranks. */
-  function hasTrials() {
-    return section().rows.some((row) => row.trials !== null);
-  }
-
-  function hasRanks() {
-    return section().rows.some((row) => row.rank !== null);
-  }
-
   /** The costs of which something is known in this section. */
   function costs() {
     return data.costs.filter((cost) => section().rows.some((row) => costOf(row, cost)));
@@ -181,6 +172,6 @@ var bench = (() => {
 
   return {
     data, el, escaped, plural, state, fromHash, keepLink, section, shownColumns, rowKey, isBound, competes, isShown,
-    metricName, factor, seedsText, tail, hasTrials, hasRanks, costs, costOf, WHYS, isOurs: (hash) => hash.replace(/^#/, "") === ours,
+    metricName, factor, seedsText, tail, costs, costOf, WHYS, isOurs: (hash) => hash.replace(/^#/, "") === ours,
   };
 })();

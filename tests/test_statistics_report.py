@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import warnings
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,14 @@ def test_every_format_says_the_same_and_names_are_inert(tmp_path):
     with pytest.raises(UserError, match="did you mean 'plain'"):
         render(found, "plan")
     assert render(compared([]), "plain") == "- There are no students to compare yet.\n"
+
+
+def test_a_column_that_only_bounds_have_is_compared_without_a_warning():
+    students = [*seeds("singer", 0.7, 0.8), *seeds("fitnet", 0.5, 0.6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (section,) = compared([*students, record("teacher", kind="teacher", task="other")]).sections
+    assert {section.columns[pair.column].task for pair in section.pairs} == {"cls"}
 
 
 def test_the_diagram_is_the_same_bytes_and_well_formed():

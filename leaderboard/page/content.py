@@ -27,7 +27,12 @@ _MARKUP = dataclasses.replace(MARKUPS["plain"], best="bold", second="underlined"
 _COSTS = (
     # key, title, unit, what it is
     ("hours", "training", "h", "hours of a student's own training and of its share of the teacher's passes, mean"),
-    ("memory_gb", "memory", "GB", "the largest peak while a row's students were trained"),
+    (
+        "memory_gb",
+        "memory",
+        "GB",
+        "the largest peak of the GPU, on a CPU of the process, with all students of the group",
+    ),
     ("method_parameters", "extra parameters", "M", "millions that the method trained beside the student"),
     ("student_parameters", "student parameters", "M", "millions of the student itself"),
 )

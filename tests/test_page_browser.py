@@ -208,7 +208,7 @@ def test_a_link_says_what_it_names_in_vain(browser, page):
     browser.show(page, "row=renamed&cell=old+top9&column=cls+top1&column=old+top1&sort=old+top1&quality=cls+top1")
     assert browser.run(said) == "This link names what is not on this page: the column old top1; the row renamed."
     assert heads(browser)[-1] == "cls top1 (%) ↑"
-    assert browser.driver.current_url.partition("#")[2] == "column=cls+top1&quality=cls+top1"
+    assert browser.driver.current_url.endswith("&column=cls+top1&quality=cls+top1")
     click(browser, "#costs")
     assert browser.run(said) == ""
     browser.show(page, "pair=gone")
@@ -221,7 +221,7 @@ def test_a_link_holds_no_columns_and_the_axes_of_the_chart(browser, page):
     for number in (1, 2):
         click(browser, f"#columns fieldset:nth-of-type({number}) legend input")
         click(browser, f"#columns fieldset:nth-of-type({number}) legend input")
-    assert heads(browser)[-1] == "avg. rank" and browser.driver.current_url.endswith("#metrics=none")
+    assert heads(browser)[-1] == "avg. rank" and browser.driver.current_url.endswith("&metrics=none")
     assert browser.run("return document.getElementById('scatter').innerText") == "No column is shown."
     browser.show(page, "metrics=none")
     assert heads(browser)[-1] == "avg. rank"
@@ -238,10 +238,39 @@ def test_a_link_holds_no_columns_and_the_axes_of_the_chart(browser, page):
     ]
 
 
+def test_a_link_of_yesterday_shows_the_same_pair_where_another_is_the_first_now(browser, tmp_path):
+    home = workspace(tmp_path / "w", [record("a", student="z"), record("b", student="z")])
+    browser.show(write_page(home, tmp_path / "page"))
+    click(browser, "#costs")
+    link = browser.driver.current_url.partition("#")[2]
+    page = write_page(workspace(home, [record("c", student="a")]), tmp_path / "page")
+    browser.show(page)
+    assert names(browser) == ["c"]
+    browser.show(page, link)
+    assert names(browser) == ["a", "b"]
+
+
+def test_numbers_stand_in_line_whatever_is_behind_them(browser, tmp_path):
+    records = [*seeds("a", 0.5, 0.6), record("b"), *seeds("c", 0.1, 0.12), record("c", 2, task="more")]
+    browser.show(write_page(workspace(tmp_path / "w", records), tmp_path / "page"))
+    place = heads(browser).index("cls top1 (%) ↑")
+    ends = browser.run(
+        "return [...document.querySelectorAll('#board tbody tr')].map(row => {"
+        "const range = document.createRange(), cell = row.cells[arguments[0]];"
+        "range.selectNodeContents(document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode());"
+        "return [row.cells[0].innerText, cell.innerText.trim(), range.getBoundingClientRect().right]; })",
+        place,
+    )
+    said = {name: " ".join(text.split()) for name, text, _ in ends}
+    assert (said["a"], said["b"], said["c"]) == ("55.0 best ± 7.1", "50.0 second best", "11.0 ± 1.4 (2 of 3)")
+    rights = [right for *_, right in ends]
+    assert max(rights) - min(rights) < 2
+
+
 def test_the_skip_link_keeps_the_view_in_the_address(browser, page):
     browser.show(page, "costs=1")
     browser.run("document.querySelector('.skip').click()")
-    assert browser.driver.current_url.endswith("#costs=1")
+    assert browser.driver.current_url.endswith("&costs=1")
     assert browser.run("return document.activeElement.id") == "table"
 
 

@@ -19,30 +19,27 @@ bench.board = (() => {
     return `<span class="hidden">${escaped(text)}</span>`;
   }
 
-  /** The longest spread and tail of a column: numbers that lack one leave its room, so that they stand in line. */
-  function widest(column) {
-    const { rows, cells } = bench.section();
-    const scores = cells.map((line, i) => [line[column.place], rows[i]]).filter(([cell]) => typeof cell !== "string");
-    const longest = (texts) => texts.reduce((one, other) => (other.length > one.length ? other : one), "");
-    return {
-      spread: longest(scores.map(([cell]) => cell[4])), tail: longest(scores.map(([cell, row]) => bench.tail(cell, row))),
-    };
+  /** What stands behind a mean: its spread, and of how many seeds it is. */
+  function behind(cell, row) {
+    return [cell[4] && `± ${cell[4]}`, bench.tail(cell, row)].filter(Boolean).join(" ");
   }
 
-  /** What stands behind a mean, with room for the longest in its column. */
-  function behind(sign, text, room) {
-    const ghost = (left) => (left ? `<span class="ghost" aria-hidden="true">${escaped(left)}</span>` : "");
-    if (!room) return "";
-    if (!text) return ` <span class="spread">${ghost(sign + room)}</span>`;
-    return ` <span class="spread">${escaped(sign + text)}${ghost(room.slice(text.length))}</span>`;
+  /** The longest of a column: where there is less behind a number its room is left, so that digits stand in line. */
+  function widest(column) {
+    const { rows, cells } = bench.section();
+    const texts = cells.map((line, i) => (typeof line[column.place] === "string" ? "" : behind(line[column.place], rows[i])));
+    return texts.reduce((one, other) => (other.length > one.length ? other : one), "");
   }
 
   function scoreHtml(cell, row, room) {
     if (typeof cell === "string") return `<span class="none">${WHYS[cell]}</span>${WHYS[cell] === "–" ? hidden(` ${cell}`) : ""}`;
-    const [, , , text, spread, mark] = cell;
+    const [, , , text, , mark] = cell;
     const mean = ["", "second", "best"][mark];
     const found = mark ? `<span class="${mean}">${escaped(text)}</span>${hidden(mark === 2 ? " best" : " second best")}` : escaped(text);
-    return found + behind("± ", spread, room.spread) + behind("", bench.tail(cell, row), room.tail);
+    if (!room) return found;
+    const said = behind(cell, row);
+    const left = room.slice(said.length);
+    return `${found} <span class="spread">${escaped(said)}${left && `<span class="ghost" aria-hidden="true">${escaped(left)}</span>`}</span>`;
   }
 
   function nameHtml(row) {

@@ -39,7 +39,7 @@ var bench = (() => {
   /** The view as the part of an address behind its #. */
   function toHash() {
     const found = new URLSearchParams();
-    if (state.pair !== data.sections[0].key) found.set("pair", state.pair);
+    found.set("pair", state.pair); // of a single one too: tomorrow another may be the first
     if (state.columns !== "main") {
       if (state.columns === "all") found.set("metrics", "all");
       else if (!state.columns.size) found.set("metrics", "none");

@@ -25,6 +25,7 @@ from leaderboard.page.build import write_page
 from leaderboard.page.content import Picture, content
 from leaderboard.page.curves import MOST_POINTS, MOST_TERMS, curve
 from leaderboard.page.site import SCRIPTS, STYLES, script_json
+from leaderboard.render import render
 from leaderboard.table import rows_and_columns
 
 PACKAGE = Path(page_curves.__file__).parent
@@ -123,6 +124,37 @@ def test_published_numbers_stand_beside_as_reported():
     reported = [row for row in rows if row["reported"]]
     assert {"fitnet", "singer", "vitkd"} <= {row["label"] for row in reported}
     assert all("arXiv" in row["source"] and row["rank"] is None and row["seeds"] is None for row in reported)
+
+
+def halves() -> list[Record]:
+    """Eight tasks on which a's mean rank is 17 / 8: halfway, where Python rounds to 2.12 and JavaScript to 2.13."""
+    found = []
+    for task in range(8):
+        middle = 0.5 if task else 0.1
+        for label, value in (("a", middle), ("b", 0.9), ("c", 0.2)):
+            found += seeds(label, value, value, task=f"task{task}")
+    return found
+
+
+def test_ranks_are_rounded_as_in_the_tables():
+    section = content(halves(), title="w").board["sections"][0]
+    assert {row["label"]: row["rank_text"] for row in section["rows"]} == {"b": "1.00", "a": "2.12", "c": "2.88"}
+    plain = render(rows_and_columns(halves()), "plain")
+    assert all(
+        re.search(rf"^{label} .* {rank}$", plain, re.MULTILINE) for label, rank in (("a", "2.12"), ("c", "2.88"))
+    )
+
+
+def test_each_number_has_the_time_and_the_machine_of_its_own_evaluation():
+    one = record("a").model_copy(update={"environment": {"host": "x"}, "created": "2026-01-02T00:00:00+00:00"})
+    other = record("a", 0, 0.4, task="other", run=one.run.id)
+    other = other.model_copy(update={"environment": {"host": "y"}, "created": "2026-01-01T00:00:00+00:00"})
+    (found,) = content([one, other], title="w").details
+    (run,) = found["runs"]
+    said = {e["task_id"]: (e["created"][:10], found["environments"][e["environment"]]) for e in run["evaluations"]}
+    assert said == {one.task_id: ("2026-01-02", {"host": "x"}), other.task_id: ("2026-01-01", {"host": "y"})}
+    (same,) = content([one, other.model_copy(update={"environment": {"host": "x"}})], title="w").details
+    assert same["environments"] == [{"host": "x"}]
 
 
 def test_the_order_of_the_records_changes_nothing():
@@ -299,6 +331,17 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
             write_page(home, place)
     assert (tmp_path / "file").read_text() == "mine"
     assert not (home / "index.html").exists()
+
+
+def test_a_foreign_page_is_left_alone_though_it_has_a_list_of_the_same_name(tmp_path):
+    home, folder = workspace(tmp_path / "w", pair()), tmp_path / "site"
+    folder.mkdir()
+    theirs = {"page.json": "{}", "index.html": "<!DOCTYPE html><title>mine</title>"}
+    for name, text in theirs.items():
+        (folder / name).write_text(text)
+    with pytest.raises(UserError, match="holds no page"):
+        write_page(home, folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == theirs
 
 
 def test_a_foreign_list_of_files_removes_nothing_else(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +63,49 @@ def test_no_more_than_a_bounded_number_is_drawn_and_that_is_said(home, monkeypat
     drawer = Beside(Workspace(home), False, said.append)
     assert len(drawer.maps()) == len(drawer.maps()) == 1
     assert len(said) == 1 and "first 1 students" in said[0]
+
+
+def test_what_one_student_lacks_costs_the_others_nothing(home, tmp_path):
+    shutil.copytree(home, tmp_path / "w")
+    broken, whole = runs(home)
+    path = tmp_path / "w" / "students" / broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    said: list[str] = []
+    drawer = Beside(Workspace(tmp_path / "w"), False, said.append)
+    assert set(drawer.maps()) == set(drawer.maps()) == {whole}
+    assert len(said) == 1 and said[0].startswith("no maps of none seed 3 in experiment tiny: ")
+
+
+def test_a_teacher_that_cannot_be_built_is_said_once_for_all_its_students(home, monkeypatch):
+    def absent(*_):
+        raise UserError("no weights")
+
+    monkeypatch.setattr(beside.Builder, "teacher", absent)
+    monkeypatch.setattr(beside, "_by_teacher", lambda runs: [list(runs)])
+    said: list[str] = []
+    assert Beside(Workspace(home), False, said.append).maps() == {}
+    assert said == ["no maps of none seed 3, fitnet seed 3 in experiment tiny: no weights"]
+
+
+def test_students_and_data_that_have_vanished_are_said(home, tmp_path, monkeypatch):
+    shutil.copytree(home, tmp_path / "w")
+    monkeypatch.setattr("harness.data._OPEN", {})  # what another process would know
+    images = home.parent / "images"
+    images.rename(tmp_path / "images")
+    said: list[str] = []
+    try:
+        assert Beside(Workspace(tmp_path / "w"), False, said.append).maps() == {}
+    finally:
+        (tmp_path / "images").rename(images)
+    assert (
+        len(said) == 1 and said[0].startswith("no maps of experiment tiny: ") and "test.npz does not exist" in said[0]
+    )
+    shutil.rmtree(tmp_path / "w" / "students")
+    said.clear()
+    assert Beside(Workspace(tmp_path / "w"), False, said.append).maps() == {}
+    assert said == [f"no maps of experiment tiny: its students are not in {tmp_path / 'w' / 'students'}"]
+    shutil.rmtree(tmp_path / "w" / "records")
+    assert Beside(Workspace(tmp_path / "w"), False, pytest.fail).maps() == {}
 
 
 def test_without_the_data_the_page_is_made_without_maps(home, tmp_path, monkeypatch, capsys):

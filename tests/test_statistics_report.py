@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import warnings
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,14 @@ def test_every_format_says_the_same_and_names_are_inert(tmp_path):
     assert render(compared([]), "plain") == "- There are no students to compare yet.\n"
 
 
+def test_a_column_that_only_bounds_have_is_compared_without_a_warning():
+    students = [*seeds("singer", 0.7, 0.8), *seeds("fitnet", 0.5, 0.6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (section,) = compared([*students, record("teacher", kind="teacher", task="other")]).sections
+    assert {section.columns[pair.column].task for pair in section.pairs} == {"cls"}
+
+
 def test_the_diagram_is_the_same_bytes_and_well_formed():
     means = np.random.default_rng(0).random((5, 6)) + np.arange(5)[:, None]
     found = rank([HOSTILE, "b", "c", "d", "e" * 90], means, [True] * 6, 0.05)
@@ -387,6 +396,8 @@ def test_the_diagram_is_the_same_bytes_and_well_formed():
     space = "{http://www.w3.org/2000/svg}"
     shown = [node.text for node in root.iter(f"{space}text")]
     assert any(label and label.startswith("b ") for label in shown)
+    assert [node.text for node in root.iter(f"{space}title")] == ["e" * 90]  # cut short, so whole here
+    assert "currentColor" not in text and "rect{fill:#fff}" in text  # it is legible on a dark page too
     bars = [node for node in root.iter(f"{space}path") if node.get("class") == "bar"]
     assert len(bars) == len(found.bars) > 0
     many = rank([f"m{i}" for i in range(300)], np.random.default_rng(1).random((300, 30)), [True] * 30, 0.05)

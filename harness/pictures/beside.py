@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-from torch import Tensor
 
 from harness import models, students
 from harness.config import Experiment, parse
@@ -17,7 +14,7 @@ from harness.errors import UserError
 from harness.parsing.yaml_files import read_yaml
 from harness.pictures import drawing, page
 from harness.pictures.images import evenly, read_images
-from harness.pictures.maps import Maps, compute, counterpart, vit_column
+from harness.pictures.maps import Column, Maps, compute, counterpart, vit_column
 from harness.registry import load_plugin
 from harness.runs import Run, Workspace, student_runs
 from harness.training.builder import Builder
@@ -47,6 +44,7 @@ class Beside:
     def __init__(self, workspace: Workspace, hide_images: bool, say: Callable[[str], None]) -> None:
         self.workspace, self.hide_images, self.say = workspace, hide_images, say
         self.drawn: dict[str, list[StudentMap]] = {}
+        self.failed: set[str] = set()  # ids of runs that cannot be drawn
         self.said: set[str] = set()
 
     def maps(self) -> dict[str, list[StudentMap]]:
@@ -68,7 +66,10 @@ class Beside:
             raise UserError("its teacher has not been trained yet")
 
     def _add(self, experiment: Experiment) -> None:
-        runs = [run for run in _finished(experiment, self.workspace) if run.id not in self.drawn]
+        finished = _finished(experiment, self.workspace)
+        if not finished and _measured(experiment, self.workspace):
+            self._tell(f"no maps of experiment {experiment.name}: its students are not in {self.workspace.students}")
+        runs = [run for run in finished if run.id not in self.drawn and run.id not in self.failed]
         room = MOST - len(self.drawn)
         if len(runs) > room:
             self._tell(f"maps of the first {MOST} students only; `singer-bench figures` draws the others")
@@ -81,8 +82,26 @@ class Beside:
         images, names = read_images(source, view, evenly(len(source), IMAGES))
         pixels = images.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
         shown = drawing.Shown(pixels, names, _MIDDLE, self.hide_images)
-        for run, mine in _of_runs(builder, runs[:room], images):
-            self.drawn[run.id] = list(_drawn(shown, mine))
+        for mine in _by_teacher(runs[:room]):
+            try:
+                teacher = vit_column("teacher", "teacher", builder.teacher(mine[0].teacher), -1)
+                of_teacher = compute(teacher, images, images, _MIDDLE)
+            except (UserError, OSError) as error:
+                self._lack(experiment, mine, error)
+                continue
+            for run in mine:
+                try:
+                    of_student = compute(_student(builder.workspace, run, teacher), images, images, _MIDDLE)
+                except (UserError, OSError) as error:
+                    self._lack(experiment, [run], error)
+                    continue
+                self.drawn[run.id] = list(_drawn(shown, [of_teacher, of_student]))
+
+    def _lack(self, experiment: Experiment, runs: Sequence[Run], error: Exception) -> None:
+        """These have no maps, and are not tried again at each look of --watch; the others have theirs."""
+        self.failed.update(run.id for run in runs)
+        titles = ", ".join(run.title for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+        self._tell(f"no maps of {titles} in experiment {experiment.name}: {error}")
 
 
 def _finished(experiment: Experiment, workspace: Workspace) -> list[Run]:
@@ -95,21 +114,26 @@ def _finished(experiment: Experiment, workspace: Workspace) -> list[Run]:
     return []
 
 
-def _of_runs(builder: Builder, runs: Sequence[Run], images: Tensor) -> Iterator[tuple[Run, list[Maps]]]:
-    """Each run with the maps of its teacher and its student; a teacher of several is built once."""
-    teachers: dict[str, tuple[Any, Maps]] = {}
+def _measured(experiment: Experiment, workspace: Workspace) -> bool:
+    """Whether there are records of its students."""
+    recorded = {path.name.partition(".")[0] for path in workspace.records.glob("*.json")}
+    return any(run.id in recorded for run in student_runs(experiment))
+
+
+def _by_teacher(runs: Sequence[Run]) -> list[list[Run]]:
+    """Each teacher is built once."""
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        key = repr(run.teacher)
-        if key not in teachers:
-            column = vit_column("teacher", "teacher", builder.teacher(run.teacher), -1)
-            teachers[key] = column, compute(column, images, images, _MIDDLE)
-        column, of_teacher = teachers[key]
-        folder = builder.workspace.student(run.id)
-        students.checked(folder)
-        student = models.load_exported(folder, DEVICE)
-        layer = counterpart(column.layer, student.depth, column.depth)
-        mine = vit_column(run.info.label, "student", student, layer)
-        yield run, [of_teacher, compute(mine, images, images, _MIDDLE)]
+        found.setdefault(repr(run.teacher), []).append(run)
+    return list(found.values())
+
+
+def _student(workspace: Workspace, run: Run, teacher: Column) -> Column:
+    """A finished student at the block that corresponds to the teacher's."""
+    folder = workspace.student(run.id)
+    students.checked(folder)
+    student = models.load_exported(folder, DEVICE)
+    return vit_column(run.info.label, "student", student, counterpart(teacher.layer, student.depth, teacher.depth))
 
 
 def _drawn(shown: drawing.Shown, maps: Sequence[Maps]) -> Iterator[StudentMap]:

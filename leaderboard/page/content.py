@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError
@@ -13,23 +13,28 @@ from harness.records import Record
 from harness.seeds import content_hash
 from leaderboard.board import Cell, Column, Leaderboard, Row, Section, SectionKey
 from leaderboard.drafts import Asked
-from leaderboard.labels import clean
-from leaderboard.legend import heading, legend
+from leaderboard.labels import DASH, clean
+from leaderboard.legend import has_ranks, has_trials, heading, legend
 from leaderboard.legend import problems as unread
 from leaderboard.markup import MARKUPS
 from leaderboard.numbers import number_format, shown_unit, three_digits
+from leaderboard.page.behind import Curves, detail, one_a_run
 from leaderboard.published import reported_too
 from leaderboard.ranking import mean_and_spread
 from leaderboard.table import rows_and_columns
 
-Curves = Callable[[str], Mapping[str, Any] | None]  # a run's id -> its curve
 _MARKUP = dataclasses.replace(MARKUPS["plain"], best="bold", second="underlined", bounds="whose name is in italics")
 _COSTS = (
-    # key, title, unit
-    ("hours", "time", "h"),
-    ("memory_gb", "memory", "GB"),
-    ("method_parameters", "extra parameters", "M"),
-    ("student_parameters", "student parameters", "M"),
+    # key, title, unit, what it is
+    ("hours", "training", "h", "hours of a student's own training and of its share of the teacher's passes, mean"),
+    (
+        "memory_gb",
+        "memory",
+        "GB",
+        "the largest peak of the GPU, on a CPU of the process, with all students of the group",
+    ),
+    ("method_parameters", "extra parameters", "M", "millions that the method trained beside the student"),
+    ("student_parameters", "student parameters", "M", "millions of the student itself"),
 )
 
 
@@ -107,7 +112,7 @@ def content(
         "records": len(records),
         "sections": sections,
         "protocols": protocols.plain(),
-        "costs": [{"key": key, "title": name, "unit": unit} for key, name, unit in _COSTS],
+        "costs": [{"key": key, "title": name, "unit": unit, "about": about} for key, name, unit, about in _COSTS],
         "notes": [*board.notes, *unread(board)],
     }
     return Content(plain, tuple(details), tuple(one.diagram for one in told))
@@ -153,7 +158,7 @@ def _section(
     for row in section.rows:
         mine = [record for run in row.runs for record in by_run.get(run, ()) if record.origin == row.origin]
         rows.append({**_row(row, mine), "detail": len(details)})
-        details.append(_detail(row, mine, section.columns, keys, curves))
+        details.append(detail(row, mine, section.columns, keys, curves))
     columns = [
         {
             "key": key,
@@ -172,6 +177,8 @@ def _section(
         "key": content_hash(list(section.key)),
         "title": heading(section),
         "columns": columns,
+        "has_ranks": has_ranks(section),
+        "has_trials": has_trials(section),
         "rows": rows,
         "cells": _cells(section),
         "legend": [line for line in legend([section], False, _MARKUP) if not line.startswith("Protocol of ")],
@@ -227,6 +234,7 @@ def _row(row: Row, records: Sequence[Record]) -> dict[str, Any]:
         "asked": row.asked,
         "trials": row.trials,
         "rank": row.average_rank,
+        "rank_text": DASH if row.average_rank is None else f"{row.average_rank:.2f}",
         "costs": {key: [value, three_digits(value * factor)] for key, (value, factor) in costs.items()},
     }
 
@@ -237,7 +245,7 @@ def _costs(row: Row, records: Sequence[Record]) -> dict[str, tuple[float, float]
     Means over runs; memory is the largest.
     """
     found: dict[str, tuple[float, float]] = {}
-    hours = [hour for hour in (_hours(r) for r in _one_a_run(records)) if hour is not None]
+    hours = [hour for hour in (_hours(r) for r in one_a_run(records)) if hour is not None]
     if hours:
         found["hours"] = mean_and_spread(hours)[0], 1.0
     if row.costs.peak_memory_gb is not None:
@@ -250,63 +258,8 @@ def _costs(row: Row, records: Sequence[Record]) -> dict[str, tuple[float, float]
     return found
 
 
-def _one_a_run(records: Sequence[Record]) -> list[Record]:
-    """Each run's record with the largest cost: they repeat what its training cost."""
-    found: dict[str, Record] = {}
-    for record in records:
-        held = found.get(record.run.id)
-        if held is None or (record.cost.own_s or 0) > (held.cost.own_s or 0):
-            found[record.run.id] = record
-    return list(found.values())
-
-
 def _hours(record: Record) -> float | None:
     cost = record.cost
     if cost.own_s is None:
         return None
     return (cost.own_s + (cost.teacher_s or 0.0) / (cost.group_size or 1)) / 3600
-
-
-def _detail(
-    row: Row, records: Sequence[Record], columns: Sequence[Column], keys: Sequence[str], curves: Curves
-) -> dict[str, Any]:
-    """What stands behind a row's cells: its runs with all that decided them."""
-    runs: dict[str, list[Record]] = {}
-    for record in records:
-        runs.setdefault(record.run.id, []).append(record)
-    places = {column.name: key for column, key in zip(columns, keys, strict=True)}
-    found = []
-    for run_id, mine in sorted(runs.items(), key=lambda item: (item[1][0].run.seed, item[0])):
-        values = {}
-        for record in mine:
-            for metric, value in record.values.items():
-                info = record.metrics[metric]
-                key = places.get((clean(record.task), record.task_id, metric, info.unit, info.direction))
-                if key is not None:
-                    values[key] = value
-        first = max(mine, key=lambda record: record.created)
-        found.append(
-            {
-                "id": clean(run_id),
-                "seed": first.run.seed,
-                "values": values,
-                "created": max(record.created for record in mine),
-                "cost": _told(first),
-                "environment": first.environment,
-                "spec": {name: value for name, value in first.run.spec.items() if name != "hyperparameters"},
-                "curve": curves(run_id) if row.kind == "student" and row.origin == "measured" else None,
-                "pictures": [],
-            }
-        )
-    return {
-        "label": row.label,
-        "hyperparameters": dict(row.hyperparameters),
-        "source": row.source,
-        "borrowed": row.borrowed,
-        "failures": [[failure.seed, failure.reason] for failure in row.failures],
-        "runs": found,
-    }
-
-
-def _told(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in record.cost.model_dump().items() if value is not None}

@@ -34,6 +34,7 @@ SCRIPTS = (
 )
 STYLES = ("static/page.css",)
 MARKER = "page.json"  # in the folder of a page: which files are its own
+GENERATOR = b'<meta name="generator" content="singer-bench">'  # in index.html
 _OWN = re.compile(r"(assets|details|pictures)/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
@@ -84,10 +85,18 @@ def check_folder(folder: Path) -> None:
     """Raises UserError unless it is a page's folder, an empty one, or none yet."""
     if folder.is_dir():
         others = [name for name in os.listdir(folder) if not name.startswith(".")]
-        if others and MARKER not in others:
+        if others and (MARKER not in others or not _is_page(folder / "index.html")):
             raise UserError(f"{str(folder)!r} is not empty and holds no page; name a new folder with -o")
     elif folder.exists():
         raise UserError(f"{str(folder)!r} is a file; name a folder with -o")
+
+
+def _is_page(index: Path) -> bool:
+    """Whether a page is there, or none yet because the first one was interrupted: page.json is a common name."""
+    try:
+        return GENERATOR in index.read_bytes()[:2000]
+    except FileNotFoundError:
+        return True
 
 
 def _write(folder: Path, files: Mapping[str, bytes], index: str, stamp: str) -> Path:

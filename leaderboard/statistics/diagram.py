@@ -10,13 +10,14 @@ from leaderboard.statistics.comparison import Ranks
 WIDTH, MARGIN = 880, 290  # pixels; the names of methods stand in the margins, 32 wide letters of 7 pixels and a rank
 LINE, BAR = 20, 10  # pixels between names, and between bars
 LONGEST = 32  # characters of a name
-_STYLE = "text{font:13px sans-serif;fill:currentColor}path{stroke:currentColor;fill:none}.bar{stroke-width:4}"
+# Its own ink and paper: as a picture in a dark page it cannot see the colour of the text around it.
+_STYLE = "rect{fill:#fff}text{font:13px sans-serif;fill:#000}path{stroke:#000;fill:none}.bar{stroke-width:4}"
 
 
 def diagram(ranks: Ranks, title: str = "") -> str:
     """An SVG document: an axis of ranks, 1 on the left; the better half of the names left of it, the others right.
 
-    Bars join rows that are not told apart. It takes the colour of the text around it.
+    Bars join rows that are not told apart. Black on white. A name that is cut short is whole where the mouse rests.
     """
     count = len(ranks.labels)
     last = max(count, 2)
@@ -44,12 +45,12 @@ def diagram(ranks: Ranks, title: str = "") -> str:
         y = foot + LINE * ((i if i < left else count - 1 - i) + 1)
         side, anchor = (MARGIN - 10, "end") if i < left else (WIDTH - MARGIN + 10, "start")
         parts.append(_path(f"M{x(rank):.1f} {below}V{y - 4}H{side + (4 if i < left else -4)}"))
-        parts.append(_text(side, y, f"{_short(label, LONGEST)} {rank:.2f}", anchor))
+        parts.append(_text(side, y, f"{_short(label, LONGEST)} {rank:.2f}", anchor, label))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{escape(clean(f"{title}: {said}" if title else said))}">\n'
-        f"<style>{_STYLE}</style>\n{body}\n</svg>\n"
+        f'<style>{_STYLE}</style>\n<rect width="{WIDTH}" height="{height}"/>\n{body}\n</svg>\n'
     )
 
 
@@ -58,8 +59,10 @@ def _short(name: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(clean(text))}</text>'
+def _text(x: float, y: float, text: str, anchor: str, name: str = "") -> str:
+    """name: whole, where the text holds it cut short."""
+    whole = f"<title>{escape(clean(name))}</title>" if len(clean(name)) > LONGEST else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{whole}{escape(clean(text))}</text>'
 
 
 def _path(d: str, kind: str = "line") -> str:

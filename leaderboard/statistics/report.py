@@ -130,8 +130,9 @@ def _over_tasks(table: Table, pairs: Sequence[Pair], seed: int) -> list[OverTask
 
 
 def _spread(table: Table, number: int) -> float:
+    """Of the students' means; 0 where only bounds have a number."""
     means = [np.mean(list(student.values[number].values())) for student in table.students if student.values[number]]
-    return float(np.std(means))
+    return float(np.std(means)) if means else 0.0
 
 
 def _ranks(table: Table, level: float) -> Ranks | None:

@@ -11,19 +11,35 @@ bench.board = (() => {
   const last = (one, other) => (one === null) - (other === null);
   order["score-asc"] = (one, other) => (one === null || other === null ? last(one, other) : one - other);
   order["score-desc"] = (one, other) => (one === null || other === null ? last(one, other) : other - one);
+  const names = new Intl.Collator("en", { numeric: true }); // method_2 before method_10, everywhere alike
+  order["name-asc"] = (one, other) => names.compare(one, other);
+  order["name-desc"] = (one, other) => names.compare(other, one);
 
   function hidden(text) {
     return `<span class="hidden">${escaped(text)}</span>`;
   }
 
-  function scoreHtml(cell, row) {
+  /** What stands behind a mean: its spread, and of how many seeds it is. */
+  function behind(cell, row) {
+    return [cell[4] && `± ${cell[4]}`, bench.tail(cell, row)].filter(Boolean).join(" ");
+  }
+
+  /** The longest of a column: where there is less behind a number its room is left, so that digits stand in line. */
+  function widest(column) {
+    const { rows, cells } = bench.section();
+    const texts = cells.map((line, i) => (typeof line[column.place] === "string" ? "" : behind(line[column.place], rows[i])));
+    return texts.reduce((one, other) => (other.length > one.length ? other : one), "");
+  }
+
+  function scoreHtml(cell, row, room) {
     if (typeof cell === "string") return `<span class="none">${WHYS[cell]}</span>${WHYS[cell] === "–" ? hidden(` ${cell}`) : ""}`;
-    const [, , n, text, spread, mark] = cell;
+    const [, , , text, , mark] = cell;
     const mean = ["", "second", "best"][mark];
-    let found = mark ? `<span class="${mean}">${escaped(text)}</span>${hidden(mark === 2 ? " best" : " second best")}` : escaped(text);
-    if (spread) found += ` <span class="spread">± ${escaped(spread)}</span>`;
-    if (!row.reported && n < row.seeds) found += ` <span class="spread">(${n} of ${row.seeds})</span>`;
-    return found;
+    const found = mark ? `<span class="${mean}">${escaped(text)}</span>${hidden(mark === 2 ? " best" : " second best")}` : escaped(text);
+    if (!room) return found;
+    const said = behind(cell, row);
+    const left = room.slice(said.length);
+    return `${found} <span class="spread">${escaped(said)}${left && `<span class="ghost" aria-hidden="true">${escaped(left)}</span>`}</span>`;
   }
 
   function nameHtml(row) {
@@ -31,37 +47,32 @@ bench.board = (() => {
     return name + (row.reported ? ' <span class="tag">reported</span>' : "");
   }
 
-  function seedsText(row) {
-    if (row.seeds === null) return "–";
-    return (row.asked || 0) > row.seeds ? `${row.seeds} of ${row.asked}` : String(row.seeds);
-  }
-
   /** Every column of the table: how it is called, what is sorted by, what is shown, what a click means. */
   function columnsOf() {
-    const section = bench.section();
     const found = [
-      { key: "method", head: ["", "method"], sort: (line) => line.row.label.toLowerCase(), html: (line) => nameHtml(line.row), name: true },
-      { key: "seeds", head: ["", "seeds"], sort: (line) => line.row.seeds, html: (line) => escaped(seedsText(line.row)) },
+      { key: "method", head: ["", "method"], sort: (line) => line.row.label, html: (line) => nameHtml(line.row), name: true },
+      { key: "seeds", head: ["", "seeds"], sort: (line) => line.row.seeds, html: (line) => escaped(bench.seedsText(line.row)) },
     ];
-    if (section.rows.some((row) => row.trials !== null)) {
+    if (bench.section().has_trials) {
       found.push({ key: "trials", head: ["", "trials"], sort: (line) => line.row.trials, html: (line) => escaped(line.row.trials ?? "–") });
     }
-    if (section.rows.some((row) => row.rank !== null)) {
+    if (bench.section().has_ranks) {
       found.push({
         key: "rank", head: ["avg.", "rank"], sort: (line) => line.row.rank, up: false,
-        html: (line) => escaped(line.row.rank === null ? "–" : line.row.rank.toFixed(2)),
+        html: (line) => escaped(line.row.rank_text),
       });
     }
     for (const column of bench.shownColumns()) {
+      const room = widest(column);
       found.push({
         key: column.key, column, head: [column.title, bench.metricName(column)], up: column.up,
         sort: (line) => (typeof line.cells[column.place] === "string" ? null : line.cells[column.place][0]),
-        html: (line) => scoreHtml(line.cells[column.place], line.row),
+        html: (line) => scoreHtml(line.cells[column.place], line.row, room),
       });
     }
     if (state.costs) {
-      for (const cost of bench.data.costs) {
-        const of = (line) => (Object.hasOwn(line.row.costs, cost.key) ? line.row.costs[cost.key] : null);
+      for (const cost of bench.costs()) {
+        const of = (line) => bench.costOf(line.row, cost);
         found.push({
           key: cost.key, cost, head: [cost.title, cost.unit], up: false,
           sort: (line) => of(line) && of(line)[0], html: (line) => escaped(of(line) ? of(line)[1] : "–"),
@@ -94,7 +105,7 @@ bench.board = (() => {
       data: section.rows.map((row, i) => ({ row, cells: section.cells[i] })),
       columns: definitions.map((one) => ({
         data: (line, type) => (type === "display" ? one.html(line) : type === "filter" ? "" : one.sort(line)),
-        type: one.name ? "string" : "score",
+        type: one.name ? "name" : "score",
         cellType: one.name ? "th" : "td",
         className: one.name ? "name" : "number",
         ariaTitle: one.head.join(" ").trim(),
@@ -106,6 +117,7 @@ bench.board = (() => {
         if (line.row.reported) tr.classList.add("reported");
       },
       order: startingOrder(),
+      orderMulti: false, // a link holds one column
       paging: false, info: false, autoWidth: false, layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
       language: { zeroRecords: "No method has this name.", emptyTable: "There are no records yet." },
     });
@@ -132,7 +144,8 @@ bench.board = (() => {
     }
     const shown = rows().length;
     const total = bench.section().rows.length;
-    document.getElementById("count").textContent = shown === total ? `${total} rows` : `${shown} of ${total} rows`;
+    const rowsOf = bench.plural(total, "row");
+    document.getElementById("count").textContent = shown === total ? rowsOf : `${shown} of ${rowsOf}`;
     bench.charts.draw();
   }
 
@@ -168,7 +181,7 @@ bench.board = (() => {
     if (!line) return;
     const { column } = definitions[cell.cellIndex];
     focusCell(cell);
-    state.open = [line.row.label, column ? column.key : null];
+    state.open = [bench.rowKey(line.row), column ? column.key : null];
     bench.keepLink();
     bench.details.show();
   }

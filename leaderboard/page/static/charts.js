@@ -4,6 +4,8 @@
 bench.charts = (() => {
   const { data, el, state } = bench;
   const MOST = 6; // students in a radar chart: more cannot be told apart
+  const AXES = 12; // of a radar chart
+  const [quality, price] = ["scatter-quality", "scatter-cost"].map((id) => document.getElementById(id));
   const SHAPES = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
   const drawn = new Map(); // the place of a chart -> the chart
   let waiting = 0;
@@ -16,19 +18,29 @@ bench.charts = (() => {
     return colour(`series-${i % MOST}`);
   }
 
-  function put(place, config, label, heads, lines) {
-    if (drawn.has(place)) drawn.get(place).destroy();
+  /** A chart with a sentence below it, or "", and its numbers as a table. */
+  function put(place, config, label, said, heads, lines) {
+    forget(place);
     const canvas = el("canvas", { role: "img", "aria-label": label });
     const numbers = el("details", {}, el("summary", {}, "Numbers of this chart"), bench.details.table(heads, lines));
     numbers.open = place.querySelector("details")?.open || false;
-    place.replaceChildren(el("div", { class: "canvas" }, canvas), numbers);
+    place.replaceChildren(el("div", { class: "canvas" }, canvas), said ? el("p", { class: "hint" }, said) : "", numbers);
     drawn.set(place, new Chart(canvas, config));
   }
 
   function none(place, text) {
-    if (drawn.has(place)) drawn.get(place).destroy();
-    drawn.delete(place);
+    forget(place);
     place.replaceChildren(el("p", {}, text));
+  }
+
+  function forget(place) {
+    drawn.get(place)?.destroy();
+    drawn.delete(place);
+  }
+
+  /** Charts that are on the page no more would be kept, and watched for their size, for ever. */
+  function clear() {
+    for (const place of [...drawn.keys()].filter((one) => !one.isConnected)) forget(place);
   }
 
   function axis(title, logarithmic, grace) {
@@ -81,21 +93,19 @@ bench.charts = (() => {
     return typeof cell === "string" ? null : cell[0];
   }
 
-  function factor(column) {
-    return column.own_unit === "fraction" ? 100 : 1;
-  }
-
   function scatter() {
     const place = document.getElementById("scatter");
     const columns = bench.shownColumns();
-    const column = columns.find((one) => one.key === document.getElementById("scatter-quality").value) || columns[0];
-    const cost = data.costs.find((one) => one.key === document.getElementById("scatter-cost").value) || data.costs[0];
+    const column = columns.find((one) => one.key === quality.value);
+    const cost = data.costs.find((one) => one.key === price.value);
+    document.getElementById("scatter-pickers").hidden = !column || !cost;
+    if (!column || !cost) return none(place, column ? "No costs were recorded." : "No column is shown.");
     const scale = cost.unit === "M" ? 1e-6 : 1;
-    const points = !column ? [] : bench.board.rows()
-      .filter(({ row, cells }) => bench.competes(row) && Object.hasOwn(row.costs, cost.key) && mean(cells[column.place]) !== null)
+    const points = bench.board.rows()
+      .filter(({ row, cells }) => bench.competes(row) && bench.costOf(row, cost) && mean(cells[column.place]) !== null)
       .map(({ row, cells }) => ({
-        x: row.costs[cost.key][0] * scale, y: cells[column.place][0] * factor(column), label: row.label,
-        text: [row.label, row.costs[cost.key][1], `${cells[column.place][3]}${cells[column.place][4] ? ` ± ${cells[column.place][4]}` : ""}`],
+        x: bench.costOf(row, cost)[0] * scale, y: cells[column.place][0] * bench.factor(column), label: row.label,
+        text: [row.label, bench.costOf(row, cost)[1], `${cells[column.place][3]}${cells[column.place][4] ? ` ± ${cells[column.place][4]}` : ""}`],
       }));
     if (!points.length) return none(place, "No student that is shown has both numbers.");
     const xs = points.map((point) => point.x);
@@ -110,16 +120,17 @@ bench.charts = (() => {
         plugins: { legend: legend(false), tooltip: { callbacks: { label: (item) => item.raw.text.join(", ") } } },
       },
       plugins: [names],
-    }, `${titles[1]} against ${titles[0]} of ${points.length} students`, ["method", titles[0], titles[1]], points.map((p) => p.text));
+    }, `${titles[1]} against ${titles[0]} of ${bench.plural(points.length, "student")}`, `${cost.title}: ${cost.about}.`, ["method", titles[0], titles[1]], points.map((p) => p.text));
   }
 
   /** Each axis from the worst of the table's students to the best; the best is outside whatever the direction. */
   function radar() {
     const place = document.getElementById("radar");
     const students = bench.board.rows().filter(({ row }) => bench.competes(row));
-    const complete = bench.shownColumns().filter((column) => students.some((line) => mean(line.cells[column.place]) !== null));
-    const axes = complete.slice(0, 12);
-    const chosen = students.filter((line) => axes.every((column) => mean(line.cells[column.place]) !== null)).slice(0, MOST);
+    const known = bench.shownColumns().filter((column) => students.some((line) => mean(line.cells[column.place]) !== null));
+    const axes = known.slice(0, AXES);
+    const complete = students.filter((line) => axes.every((column) => mean(line.cells[column.place]) !== null));
+    const chosen = complete.slice(0, MOST);
     if (axes.length < 3) return none(place, "A radar chart needs three columns: choose more tasks or metrics.");
     if (!chosen.length) return none(place, "No student that is shown has a number in every column.");
     const ends = axes.map((column) => {
@@ -132,6 +143,12 @@ bench.charts = (() => {
       label: row.label, data: axes.map((column, j) => share(mean(cells[column.place]), ends[j])),
       borderColor: series(i), backgroundColor: "transparent", pointBackgroundColor: series(i), pointStyle: SHAPES[i], borderWidth: 2,
     }));
+    const left = [];
+    if (chosen.length < complete.length) left.push(`the first ${MOST} of ${complete.length} students`);
+    if (axes.length < known.length) left.push(`the first ${AXES} of ${known.length} columns`);
+    if (complete.length < students.length) left.push(`only students with a number in each of these columns`);
+    const said = "Outside is the best student that the table shows, the middle the worst."
+      + (left.length ? ` Here: ${left.join("; ")}.` : "");
     const heads = axes.map((column) => `${column.title} ${bench.metricName(column)}`);
     const ink = colour("ink");
     const narrow = place.clientWidth < 520;
@@ -153,8 +170,8 @@ bench.charts = (() => {
           tooltip: { callbacks: { label: (item) => `${item.dataset.label}: ${chosen[item.datasetIndex].cells[axes[item.dataIndex].place][3]}` } },
         },
       },
-    }, `${chosen.length} students over ${axes.length} columns: ${chosen.map(({ row }) => row.label).join(", ")}. Outside is the best student of the table, the middle the worst.`,
-    ["method", ...heads], chosen.map(({ row, cells }) => [row.label, ...axes.map((column) => cells[column.place][3])]));
+    }, `${bench.plural(chosen.length, "student")} over ${axes.length} columns: ${chosen.map(({ row }) => row.label).join(", ")}`,
+    said, ["method", ...heads], chosen.map(({ row, cells }) => [row.label, ...axes.map((column) => cells[column.place][3])]));
   }
 
   /** One line a seed. */
@@ -175,29 +192,35 @@ bench.charts = (() => {
         scales: { x: axis("step", false, 0), y: axis(term + (logarithmic ? ", logarithmic" : ""), logarithmic, 0) },
         plugins: { legend: legend(known.length > 1) },
       },
-    }, `${term} over ${known.length} training${known.length > 1 ? "s" : ""}`, ["seed", `${term}, first`, "last"], ends);
+    }, `${term} over ${bench.plural(known.length, "training")}`, "", ["seed", `${term}, first`, "last"], ends);
   }
 
-  function options(select, pairs) {
-    const before = select.value;
+  /** The wanted one is chosen where it is there, the first one elsewhere. */
+  function options(select, wanted, pairs) {
     select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
-    if (pairs.some(([value]) => value === before)) select.value = before;
+    if (pairs.some(([value]) => value === wanted)) select.value = wanted;
   }
 
   function draw() {
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(() => {
       const columns = bench.shownColumns();
-      options(document.getElementById("scatter-quality"), columns.map((one) => [one.key, `${one.title} ${bench.metricName(one)}`]));
-      const known = data.costs.filter((cost) => bench.section().rows.some((row) => Object.hasOwn(row.costs, cost.key)));
-      options(document.getElementById("scatter-cost"), known.map((cost) => [cost.key, `${cost.title} (${cost.unit})`]));
+      options(quality, state.quality, columns.map((one) => [one.key, `${one.title} ${bench.metricName(one)}`]));
+      options(price, state.cost, bench.costs().map((cost) => [cost.key, `${cost.title} (${cost.unit})`]));
       scatter();
       radar();
     });
   }
 
-  for (const id of ["scatter-quality", "scatter-cost"]) document.getElementById(id).addEventListener("change", scatter);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const [select, name] of [[quality, "quality"], [price, "cost"]]) select.addEventListener("change", () => {
+    state[name] = select.value;
+    bench.keepLink();
+    scatter();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    draw();
+    for (const select of document.querySelectorAll("#curve-term")) select.dispatchEvent(new Event("change"));
+  });
 
-  return { draw, curves };
+  return { draw, curves, clear };
 })();

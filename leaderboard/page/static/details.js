@@ -6,6 +6,7 @@ bench.details = (() => {
   const dialog = document.getElementById("details");
   const body = document.getElementById("details-body");
   const loaded = new Map();
+  const MISSING = "missing";
 
   /** Called by a row's file, which is a script since a page without a server may not read other files. */
   bench.detail = (name, text) => loaded.set(name, JSON.parse(text));
@@ -15,7 +16,7 @@ bench.details = (() => {
     return new Promise((resolve, reject) => {
       const script = el("script", { src: `details/${name}.js` });
       script.onload = () => resolve(loaded.get(name));
-      script.onerror = () => reject(new Error("missing"));
+      script.onerror = () => reject(new Error(MISSING));
       document.head.append(script);
     });
   }
@@ -34,18 +35,32 @@ bench.details = (() => {
     return el("details", {}, el("summary", {}, title), ...children);
   }
 
-  function number(value) {
-    return value === undefined || value === null ? "–" : String(Number(value.toPrecision(6)));
+  function number(value, digits) {
+    return value === undefined || value === null ? "–" : String(Number(value.toPrecision(digits)));
   }
 
   function runs(detail, column) {
-    const heads = ["seed", ...(column ? [`${column.title} ${column.metric} (${column.own_unit})`] : []), "own training (s)",
-      "teacher's passes (s)", "measured", "run"];
+    const heads = ["seed", ...(column ? [`${column.title} ${bench.metricName(column)}`] : []), "own training (s)",
+      "teacher's passes (s)", "measured (UTC)", "run"];
     return table(heads, detail.runs.map((run) => [
-      String(run.seed), ...(column ? [number(run.values[column.key])] : []), number(run.cost.own_s),
-      run.cost.teacher_s === undefined ? "–" : `${number(run.cost.teacher_s)} for ${run.cost.group_size || 1}`,
-      run.created.replace("T", " ").slice(0, 16) || "–", el("code", {}, run.id),
+      String(run.seed), ...(column ? [number(scaled(run.values[column.key], column), 6)] : []), number(run.cost.own_s, 4),
+      run.cost.teacher_s === undefined ? "–" : `${number(run.cost.teacher_s, 4)}${shared(run.cost.group_size)}`,
+      measured(run, column).created.replace("T", " ").slice(0, 16) || "–", el("code", {}, run.id),
     ]));
+  }
+
+  function scaled(value, column) {
+    return value === undefined ? value : value * bench.factor(column);
+  }
+
+  function shared(students) {
+    return students > 1 ? `, shared by ${students}` : "";
+  }
+
+  /** When and where the number in a column was measured; without one, or without a record there, the latest. */
+  function measured(run, column) {
+    const id = column && data.protocols[column.protocol].id;
+    return (id && run.evaluations.find((one) => one.task_id === id)) || run.evaluations.at(-1);
   }
 
   function settings(values) {
@@ -92,16 +107,17 @@ bench.details = (() => {
   function fill(detail, row, column, cell) {
     const found = [];
     if (column) {
-      const said = typeof cell === "string" ? `no number: ${cell}` : `${cell[3]}${cell[4] ? ` ± ${cell[4]}` : ""} ${column.unit}`;
+      const said = typeof cell === "string" ? `no number: ${cell}`
+        : `${cell[3]}${cell[4] ? ` ± ${cell[4]}` : ""} ${column.unit} ${bench.tail(cell, row)}`;
       found.push(el("p", { class: "lead" }, `${column.title} ${column.metric}: `, el("strong", {}, said.trim()),
         column.up ? ", higher is better" : ", lower is better"));
     }
-    if (row.reported) found.push(el("p", {}, `Reported, not measured here: ${detail.source || "a publication"}.`));
+    if (row.reported) found.push(el("p", {}, `Reported by ${detail.source || "a publication"}, under its own protocol; not measured here.`));
     if (detail.borrowed) found.push(el("p", {}, "Measured on the same model outside this condition."));
     for (const [seed, why] of detail.failures) found.push(el("p", {}, `Seed ${seed} failed ${why}.`));
     if (detail.runs.length) found.push(el("h3", {}, "Runs"), runs(detail, column));
     found.push(...curves(detail), ...pictures(detail));
-    if (column) {
+    if (column && !row.reported) {
       const protocol = data.protocols[column.protocol];
       found.push(el("h3", {}, "Protocol"), el("p", {}, protocol.summary || "No summary.", " ", el("code", {}, protocol.id)),
         folded("In full", json(protocol.text)));
@@ -109,7 +125,7 @@ bench.details = (() => {
     if (detail.runs.length) {
       found.push(el("h3", {}, "Configuration"), settings(detail.hyperparameters),
         ...together(detail.runs, (run) => ({ ...run.spec, seed: undefined })),
-        el("h3", {}, "Environment"), ...together(detail.runs, (run) => run.environment));
+        el("h3", {}, "Environment"), ...together(detail.runs, (run) => detail.environments[measured(run, column).environment]));
     }
     body.replaceChildren(...found);
   }
@@ -117,32 +133,42 @@ bench.details = (() => {
   /** Open what the state names, or close. */
   async function show() {
     const section = bench.section();
-    const i = state.open ? section.rows.findIndex((row) => row.label === state.open[0]) : -1;
+    const asked = state.open;
+    const i = asked ? section.rows.findIndex((row) => bench.rowKey(row) === asked[0]) : -1;
     if (i < 0) {
       state.open = null;
       if (dialog.open) dialog.close();
       return;
     }
     const row = section.rows[i];
-    const place = section.columns.findIndex((column) => column.key === state.open[1]);
+    const place = section.columns.findIndex((column) => column.key === asked[1]);
     const [column, cell] = place < 0 ? [null, null] : [section.columns[place], section.cells[i][place]];
-    document.getElementById("details-title").textContent = row.label;
+    document.getElementById("details-title").textContent = bench.rowKey(row);
     body.replaceChildren(el("p", {}, "Reading …"));
     if (!dialog.open) dialog.showModal();
     try {
       const detail = await load(row.detail);
-      if (dialog.open && state.open && state.open[0] === row.label) fill(detail, row, column, cell);
-    } catch {
-      body.replaceChildren(el("p", {}, "The file with these runs is not beside this page any more: reload it."));
+      if (state.open === asked) fill(detail, row, column, cell);
+    } catch (error) {
+      if (error.message !== MISSING) throw error;
+      if (state.open === asked) body.replaceChildren(el("p", {}, "The file with these runs is not beside this page any more: reload it."));
     }
   }
 
   dialog.addEventListener("close", () => {
     state.open = null;
     body.replaceChildren();
+    bench.charts.clear();
     bench.keepLink();
   });
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  // Beside the dialog, not on its edge, and not where a selection of its text ends.
+  const beside = ({ clientX: x, clientY: y, target }) => {
+    const { left, right, top, bottom } = dialog.getBoundingClientRect();
+    return target === dialog && (x < left || x > right || y < top || y > bottom);
+  };
+  let pressed = false;
+  dialog.addEventListener("pointerdown", (event) => (pressed = beside(event)));
+  dialog.addEventListener("click", (event) => pressed && beside(event) && dialog.close());
   document.getElementById("close").addEventListener("click", () => dialog.close());
 
   return { show, table };

@@ -12,6 +12,14 @@ bench.downloads = (() => {
     "→": "$\\to$", "−": "$-$", "–": "--", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", _: "\\_", "{": "\\{", "}": "\\}",
   };
 
+  // As in leaderboard/layout.py: without siunitx, numbers are set as text.
+  const PREAMBLE = [
+    "% Needs \\usepackage{booktabs}. With \\usepackage{siunitx} that sets the numbers; without, the first line does.",
+    "\\providecommand{\\num}[2][]{\\ensuremath{#2}}",
+    "\\providecommand{\\firstbest}[1]{\\textbf{\\boldmath\\num[detect-all]{#1}}}",
+    "\\providecommand{\\secondbest}[1]{\\underline{\\num{#1}}}",
+  ];
+
   function csvName(text) {
     return quoted(FORMULA.test(text) ? `'${text}` : text);
   }
@@ -27,71 +35,89 @@ bench.downloads = (() => {
 
   function view() {
     const section = bench.section();
-    return { section, columns: bench.shownColumns(), lines: bench.board.rows(), costs: state.costs ? bench.data.costs : [] };
+    return { section, columns: bench.shownColumns(), lines: bench.board.rows(), costs: state.costs ? bench.costs() : [] };
   }
 
-  function cost(row, one) {
-    return Object.hasOwn(row.costs, one.key) ? row.costs[one.key] : null;
+  /** Which numbers of these columns a row lacks and why, as `singer-bench table --format csv` says it. */
+  function missing(row, cells, columns) {
+    if (row.reported) return "";
+    const lacking = columns.filter(({ place }) => typeof cells[place] === "string");
+    return lacking.map((column) => `${column.title} ${column.metric}: ${cells[column.place]}`).join("; ");
   }
 
   function csv() {
     const { section, columns, lines, costs } = view();
-    const heads = ["pair", "label", "method", "kind", "origin", "seeds", "avg_rank"];
+    const trials = section.has_trials;
+    const heads = ["pair", "label", "method", "kind", "origin", "source", "seeds", ...(trials ? ["trials"] : []), "avg_rank"];
     for (const column of columns) {
       const name = `${column.title} ${column.metric} (${column.own_unit})`;
       heads.push(`${name} mean`, `${name} std`, `${name} n`);
     }
-    heads.push(...costs.map((one) => one.key));
+    heads.push(...costs.map((one) => one.key), "missing");
     const text = [heads.map(csvName)];
     for (const { row, cells } of lines) {
-      const line = [section.title, row.label, row.method, row.kind, row.reported ? "reported" : "measured"].map(csvName);
-      line.push(row.seeds ?? "", row.rank ?? "");
-      for (const column of columns) {
-        const cell = cells[column.place];
+      const line = [section.title, row.label, row.method, row.kind, origin(row), row.source].map(csvName);
+      line.push(row.seeds ?? "", ...(trials ? [row.trials ?? ""] : []), row.rank ?? "");
+      for (const { place } of columns) {
+        const cell = cells[place];
         line.push(...(typeof cell === "string" ? ["", "", 0] : [cell[0], cell[1] ?? "", cell[2]]));
       }
-      line.push(...costs.map((one) => (cost(row, one) ? cost(row, one)[0] : "")));
+      line.push(...costs.map((one) => bench.costOf(row, one)?.[0] ?? ""), csvName(missing(row, cells, columns)));
       text.push(line);
     }
     return text.map((line) => line.join(",")).join("\n") + "\n";
   }
 
-  function latexScore(cell) {
+  function origin(row) {
+    return row.reported ? "reported" : "measured";
+  }
+
+  /** \num{1.5}; powers of ten stand outside, where they look the same with siunitx and without. */
+  function latexNumber(text, command) {
+    const parts = /^([<-]?\d+(?:\.\d+)?)(?:e([+-]\d+))?$/.exec(text);
+    if (!parts) return latexName(text);
+    return `\\${command}{${parts[1]}}${parts[2] ? `$\\times10^{${Number(parts[2])}}$` : ""}`;
+  }
+
+  function latexScore(cell, row) {
     if (typeof cell === "string") return latexName(bench.WHYS[cell]);
     const [, , , text, spread, mark] = cell;
-    const mean = latexName(text);
-    const marked = mark === 2 ? `\\textbf{${mean}}` : mark === 1 ? `\\underline{${mean}}` : mean;
-    return marked + (spread ? ` $\\pm$ ${latexName(spread)}` : "");
+    const tail = bench.tail(cell, row);
+    return latexNumber(text, ["num", "secondbest", "firstbest"][mark]) + (spread ? ` $\\pm$ ${latexNumber(spread, "num")}` : "")
+      + (tail ? ` ${latexName(tail)}` : "");
   }
 
   function latex() {
     const { section, columns, lines, costs } = view();
-    const ranks = section.rows.some((row) => row.rank !== null);
-    const heads = ["method", "seeds", ...(ranks ? ["avg. rank"] : []),
+    const [trials, ranks] = [section.has_trials, section.has_ranks];
+    const heads = ["method", "seeds", ...(trials ? ["trials"] : []), ...(ranks ? ["avg. rank"] : []),
       ...columns.map((column) => `${column.title} ${bench.metricName(column)}`), ...costs.map((one) => `${one.title} (${one.unit})`)];
     const body = lines.map(({ row, cells }) => {
       const label = latexName(row.label + (row.reported ? " (reported)" : ""));
-      const found = [bench.isBound(row) ? `\\emph{${label}}` : label, row.seeds === null ? "--" : String(row.seeds)];
-      if (ranks) found.push(row.rank === null ? "--" : row.rank.toFixed(2));
-      found.push(...columns.map((column) => latexScore(cells[column.place])));
-      found.push(...costs.map((one) => (cost(row, one) ? latexName(cost(row, one)[1]) : "--")));
+      const found = [bench.isBound(row) ? `\\emph{${label}}` : label, latexName(bench.seedsText(row))];
+      if (trials) found.push(row.trials === null ? "--" : String(row.trials));
+      if (ranks) found.push(latexName(row.rank_text));
+      found.push(...columns.map((column) => latexScore(cells[column.place], row)));
+      found.push(...costs.map((one) => latexName(bench.costOf(row, one)?.[1] ?? "–")));
       return `${found.join(" & ")} \\\\`;
     });
-    return ["% Needs \\usepackage{booktabs}.", "\\begin{table}[t]", "\\centering", `\\caption{${latexName(section.title)}}`,
+    const notes = section.legend.map(latexName).join("\\\\\n");
+    return [...PREAMBLE, "\\begin{table}[t]", "\\centering", `\\caption{${latexName(section.title)}}`,
       `\\begin{tabular}{l${"r".repeat(heads.length - 1)}}`, "\\toprule", `${heads.map(latexName).join(" & ")} \\\\`, "\\midrule",
-      ...body, "\\bottomrule", "\\end{tabular}", "\\end{table}"].join("\n") + "\n";
+      ...body, "\\bottomrule", "\\end{tabular}", "", "\\smallskip", "\\begin{minipage}{\\linewidth}\\footnotesize", notes,
+      "\\end{minipage}", "\\end{table}"].join("\n") + "\n";
   }
 
   function json() {
     const { section, columns, lines, costs } = view();
     const rows = lines.map(({ row, cells }) => ({
-      label: row.label, method: row.method, kind: row.kind, origin: row.reported ? "reported" : "measured", seeds: row.seeds,
-      average_rank: row.rank, source: row.source,
+      label: row.label, method: row.method, kind: row.kind, origin: origin(row), seeds: row.seeds, asked: row.asked,
+      trials: row.trials, average_rank: row.rank, source: row.source,
       cells: columns.map(({ place }) => {
         const cell = cells[place];
         return typeof cell === "string" ? { missing: cell } : { mean: cell[0], std: cell[1], n: cell[2] };
       }),
-      costs: costs.map((one) => (cost(row, one) ? cost(row, one)[0] : null)),
+      costs: costs.map((one) => bench.costOf(row, one)?.[0] ?? null),
     }));
     const heads = columns.map(({ title, metric, own_unit: unit, up, protocol }) => ({
       title, metric, unit, direction: up ? "up" : "down", protocol: bench.data.protocols[protocol].id,
@@ -108,7 +134,7 @@ bench.downloads = (() => {
     document.body.append(link);
     link.click();
     link.remove();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
+    setTimeout(() => URL.revokeObjectURL(address), 60_000); // some browsers read it only when asked where to
   }
 
   for (const button of document.querySelectorAll("[data-download]")) {

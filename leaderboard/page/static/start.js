@@ -2,15 +2,12 @@
 "use strict";
 
 (() => {
-  const { data, el, state } = bench;
+  const { data, el, plural, state } = bench;
   const byId = (id) => document.getElementById(id);
   const EVERY_MS = 10_000;
 
-  function plural(count, what) {
-    return `${count} ${what}${count === 1 ? "" : "s"}`;
-  }
-
   function changed() {
+    byId("lost").textContent = "";
     bench.keepLink();
     chooser();
     section();
@@ -19,7 +16,8 @@
 
   function section() {
     const shown = bench.section();
-    byId("legend").replaceChildren(...shown.legend.map((line) => el("li", {}, line)));
+    const costs = !state.costs ? [] : bench.costs().map((cost) => `${cost.title} (${cost.unit}): ${cost.about}.`);
+    byId("legend").replaceChildren(...[...shown.legend, ...costs].map((line) => el("li", {}, line)));
     byId("reported-label").hidden = !shown.rows.some((row) => row.reported);
     const ids = new Set(bench.shownColumns().map((column) => column.protocol));
     byId("protocols").replaceChildren(...data.protocols.filter((_, i) => ids.has(i)).map((one) => el("details", {},
@@ -82,11 +80,17 @@
   byId("all-columns").addEventListener("click", () => (state.columns = "all", changed()));
   byId("pair").addEventListener("change", (event) => {
     state.pair = event.target.value;
-    if (state.columns instanceof Set) state.columns = "main";
+    const keys = new Set(bench.section().columns.map((column) => column.key));
+    if (state.columns instanceof Set) {
+      const kept = [...state.columns].filter((key) => keys.has(key));
+      state.columns = kept.length ? new Set(kept) : "main";
+    }
+    if (!keys.has(state.quality)) state.quality = "";
     state.open = null;
     changed();
   });
   byId("find").addEventListener("input", (event) => {
+    byId("lost").textContent = "";
     state.find = event.target.value;
     bench.keepLink();
     bench.board.redraw();
@@ -102,17 +106,27 @@
   byId("link").addEventListener("click", async (event) => {
     const button = event.currentTarget;
     bench.keepLink();
+    let said = "Copied";
     try {
       await navigator.clipboard.writeText(location.href);
-      button.textContent = "Copied";
     } catch {
-      button.textContent = "It is in the address bar";
+      said = "It is in the address bar";
     }
-    setTimeout(() => (button.textContent = "Copy link"), 2000);
+    button.textContent = byId("heard").textContent = said;
+    setTimeout(() => {
+      button.textContent = "Copy link";
+      byId("heard").textContent = "";
+    }, 2000);
+  });
+  // A jump to #table would take the place of the view in the address.
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("table").focus();
   });
 
   function fromAddress() {
-    bench.fromHash(location.hash);
+    const lost = bench.fromHash(location.hash);
+    byId("lost").textContent = lost.length ? `This link names what is not on this page: ${lost.join("; ")}.` : "";
     byId("pair").value = state.pair;
     byId("find").value = state.find;
     for (const name of ["bounds", "reported", "costs", "live"]) byId(name).checked = state[name];
@@ -120,10 +134,11 @@
     section();
     bench.board.build();
     bench.details.show();
+    bench.keepLink();
   }
 
   // The page's own address changes by history.replaceState, which tells nobody: this is a link or the user.
-  addEventListener("hashchange", () => bench.isOurs(location.hash) || location.hash === "#table" || fromAddress());
+  addEventListener("hashchange", () => bench.isOurs(location.hash) || fromAddress());
 
   /** Called by stamp.js, a script since a page without a server may not read other files. */
   bench.newest = (stamp) => stamp !== document.body.dataset.stamp && state.live && location.reload();

@@ -11,10 +11,16 @@ from leaderboard.layout import LAYOUTS, Head, Sheet
 from leaderboard.legend import heading_of
 from leaderboard.markup import MARKUPS, Markup, Piece
 from leaderboard.numbers import NumberFormat, number_format, shown_unit
-from leaderboard.statistics.comparison import Comparison, Pair, Ranks, SectionComparison, Significance
+from leaderboard.statistics.comparison import Comparison, Interval, Pair, Ranks, SectionComparison, Significance
+from leaderboard.statistics.resampling import LEAST_SEEDS
 from leaderboard.statistics.statements import p_text
 
 FORMATS = ("plain", "markdown", "latex", "json")
+INTERVALS = {  # what was resampled -> as the legend says it
+    "seeds and items": "seeds and items",
+    "seeds": "seeds where there are no items",
+    "items": f"items where fewer than {LEAST_SEEDS} seeds are paired, which is not about training again",
+}
 
 
 def render(comparison: Comparison, format: str = "markdown", width: int | None = None) -> str:
@@ -98,8 +104,11 @@ def _interval(pair: Pair, how: NumberFormat, level: float) -> str:
     if pair.interval is None:
         return DASH
     ends = f"{how.difference(pair.interval.low)} to {how.difference(pair.interval.high)}"
-    claimed = pair.interval.confidence
-    return ends if claimed >= 1 - level - 1e-12 else f"{ends} ({100 * claimed:.3g} %)"
+    return f"{ends} ({100 * pair.interval.confidence:.3g} %)" if _claims_less(pair.interval, level) else ends
+
+
+def _claims_less(interval: Interval, level: float) -> bool:
+    return interval.confidence < 1 - level - 1e-12
 
 
 def _p(test: Significance | None, level: float) -> str:
@@ -130,10 +139,16 @@ def _legend(section: SectionComparison, level: float) -> list[str]:
             f"p: two-sided, Holm-adjusted for all comparisons of this table ({' and '.join(families)}); * below "
             f"{p_text(level)}."
         )
-    kinds = sorted({pair.interval.of for pair in section.pairs if pair.interval})
-    if kinds:
+    if section.families["items"]:
         said.append(
-            f"interval: {100 * (1 - level):g} % paired bootstrap of {', or '.join(kinds)}; where another share stands "
-            "behind it, so few seeds can cover no more."
+            "p over items takes test items as drawn independently. Frames of one video, or episodes that share images, "
+            "are not, and it is then too small."
         )
+    kinds = {pair.interval.of for pair in section.pairs if pair.interval}
+    if kinds:
+        each = [INTERVALS[kind] for kind in INTERVALS if kind in kinds]
+        text = f"interval: {100 * (1 - level):g} % paired bootstrap of {', '.join(each)}."
+        if any(p.interval and _claims_less(p.interval, level) for p in section.pairs):
+            text += " Where another share stands behind it, so few seeds can cover no more."
+        said.append(text)
     return said

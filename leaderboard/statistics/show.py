@@ -61,6 +61,8 @@ def _pairs(section: SectionComparison, level: float, markup: Markup) -> Sheet:
     groups: dict[int, str] = {}
     lines: list[list[str]] = []
     differences: list[Piece] = []
+    effects: list[Piece] = []
+    intervals: list[str] = []
     before = None
     for i, pair in enumerate(section.pairs):
         column, how = section.columns[pair.column], formats[pair.column]
@@ -72,23 +74,23 @@ def _pairs(section: SectionComparison, level: float, markup: Markup) -> Sheet:
         name = f"{column.title} {clean(column.metric)}{f' ({clean(unit)})' if unit else ''} {arrow}"
         differences.append(Piece(how.difference(pair.difference)))
         seeds = f"{len(pair.seeds)}" + (f" of {len(pair.seeds) + len(pair.unpaired)}" if pair.unpaired else "")
-        effect = DASH if pair.effect is None else f"{pair.effect:+.2f}"
+        effects.append(Piece(DASH if pair.effect is None else f"{pair.effect:+.2f}"))
+        intervals.append(_interval(pair, how, level, markup))
         lines.append(
             [
                 name,
-                _interval(pair, how, level),
                 seeds,
                 _p(pair.by_seed, level),
                 DASH if pair.items is None else f"{pair.items}",
                 _p(pair.by_item, level),
-                effect,
                 f"{pair.superiority:.2f}",
             ]
         )
-    name, *others = ([markup.escape(text) for text in column] for column in zip(*lines, strict=True))
+    name, *tests, better = ([markup.escape(text) for text in column] for column in zip(*lines, strict=True))
     heads = [Head("", "task"), Head("", "difference"), Head("", "interval"), Head("", "seeds")]
     heads += [Head("over seeds", "p"), Head("", "items"), Head("over items", "p"), Head("", "d_z"), Head("", "better")]
-    return Sheet(heads, [name, markup.cells(differences), *others], groups, (), len(heads))
+    columns = [name, markup.cells(differences), intervals, *tests, markup.cells(effects), better]
+    return Sheet(heads, columns, groups, (), len(heads))
 
 
 def _format(section: SectionComparison, number: int) -> NumberFormat:
@@ -100,11 +102,13 @@ def _format(section: SectionComparison, number: int) -> NumberFormat:
     )
 
 
-def _interval(pair: Pair, how: NumberFormat, level: float) -> str:
+def _interval(pair: Pair, how: NumberFormat, level: float, markup: Markup) -> str:
     if pair.interval is None:
-        return DASH
-    ends = f"{how.difference(pair.interval.low)} to {how.difference(pair.interval.high)}"
-    return f"{ends} ({100 * pair.interval.confidence:.3g} %)" if _claims_less(pair.interval, level) else ends
+        return markup.escape(DASH)
+    # Each by itself, since they do not stand below one another; a minus is then set as one.
+    ends = " to ".join(markup.cells([Piece(how.difference(end))])[0] for end in (pair.interval.low, pair.interval.high))
+    share = markup.escape(f"({100 * pair.interval.confidence:.3g} %)") if _claims_less(pair.interval, level) else ""
+    return f"{ends} {share}".rstrip()
 
 
 def _claims_less(interval: Interval, level: float) -> bool:

@@ -76,7 +76,7 @@ def sign_flip_of_counts(differences: np.ndarray) -> float:
     total, most = abs(int(np.sum(differences, dtype=np.int64))), int(sizes @ np.arange(len(sizes)))
     if total == 0:
         return 1.0
-    length = next_fast_len(most + 1, real=True)
+    length = int(next_fast_len(most + 1, real=True))  # type: ignore[arg-type]
     turns = np.arange(length // 2 + 1)  # of the characteristic function; where it has become nothing it is left out
     values = np.ones(len(turns))
     for size in np.argsort(-sizes[1:], kind="stable") + 1:

@@ -16,9 +16,12 @@ from leaderboard.markup import escape_latex, escape_markdown
 LONGEST_HEAD = 12  # characters to a line of a plain column's head, where it can be broken and its numbers are shorter
 _PREAMBLE = (
     r"% Needs \usepackage{booktabs}. With \usepackage{siunitx} that sets the numbers; without, the first line does.",
+    r"% With \usepackage{graphicx} a table that is wider than the line is made as wide as it.",
     r"\providecommand{\num}[2][]{\ensuremath{#2}}",
     r"\providecommand{\firstbest}[1]{\textbf{\boldmath\num[detect-all]{#1}}}",
     r"\providecommand{\secondbest}[1]{\underline{\num{#1}}}",
+    r"\providecommand{\fitted}[1]{\sbox0{#1}\ifdim\wd0>\linewidth\ifdefined\resizebox"
+    r"\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi\else\usebox0\fi}",
 )
 
 
@@ -154,7 +157,11 @@ def _latex_page(heading: str, sheet: Sheet, lines: Sequence[str], width: int | N
             r"\begin{table}[t]",
             r"\centering",
             rf"\caption{{{heading}}}",
-            *table,
+            r"\smallskip",  # most classes put no space below a caption
+            "",
+            r"\fitted{%",
+            *table[:-1],
+            f"{end}}}",
             "",
             r"\smallskip",
             r"\begin{minipage}{\linewidth}\footnotesize",

@@ -76,7 +76,7 @@ def _spread(sections: Sequence[Section]) -> Iterator[str]:
         return
     text = "Each cell is a mean over seeds"
     if any(cell.spread is not None for _, cell in found):
-        text += ", ± the sample standard deviation (n - 1)"
+        text += f", ± the sample standard deviation (n {MINUS} 1)"
     text += "; the column seeds counts them."
     if any(cell.spread is None for _, cell in found):
         text += " A cell without ± is one seed, whose spread is not known."
@@ -126,12 +126,26 @@ def _ranks(sections: Sequence[Section]) -> Iterator[str]:
     with_ranks = [section for section in sections if has_ranks(section)]
     if not with_ranks:
         return
-    counted = dict.fromkeys(column.title for section in with_ranks for column in _ranked(section))
-    among = " among the students of a group" if len(sections) > 1 else ""
-    text = f"avg. rank: mean rank over {', '.join(counted)}{among}; 1 is best, ties share the mean of their ranks."
+    counted = [", ".join(dict.fromkeys(column.title for column in _ranked(section))) for section in with_ranks]
+    over, among = counted[0], " among the students of a group" if len(sections) > 1 else ""
+    if len(set(counted)) > 1:
+        each = zip(with_ranks, counted, strict=True)
+        over = (
+            f"the tasks that any of them has ({'; '.join(f'{group_name(s, sections)}: {tasks}' for s, tasks in each)})"
+        )
+    text = f"avg. rank: mean rank{among} over {over}; 1 is best, ties share the mean of their ranks."
     if any(row.competes and row.average_rank is None for section in with_ranks for row in section.rows):
         text += f" Only rows with a number in every such column are ranked, against one another; {DASH} for the others."
+    if any(_alone(section) for section in with_ranks):
+        text += " One such row alone has no rank."
     yield text
+
+
+def _alone(section: Section) -> bool:
+    """Whether one row alone has all numbers that would be ranked."""
+    places = [section.columns.index(column) for column in _ranked(section)]
+    lines = [line for row, line in zip(section.rows, section.cells, strict=True) if row.competes]
+    return sum(all(line[j] for j in places) for line in lines) == 1
 
 
 def has_trials(section: Section) -> bool:

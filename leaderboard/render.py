@@ -58,7 +58,8 @@ def _csv(board: Leaderboard) -> str:
         for i, (row, cells) in enumerate(_lines(section)):
             names = [*section.key[:3], section.condition, row.label, row.method, row.kind, row.origin]
             line: list[object] = [*map(_name, names), *[_name(row.source)] * sourced]
-            line += [len(row.runs), *[row.trials] * tuned, row.average_rank]
+            seeds = None if row.kind == "difference" else len(row.runs)
+            line += [seeds, *[row.trials] * tuned, row.average_rank]
             every = [cells[at[column.name]] if column.name in at else None for column in columns]
             every += [shares[name][i] if name in shares and i < len(section.rows) else None for name in gaps]
             for cell in every:

@@ -65,6 +65,15 @@ def test_records_run_as_a_program_end_with_their_ratio():
     assert LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
 
 
+def test_compare_ends_with_its_ratio_and_compares_every_item(monkeypatch, capsys):
+    program = importlib.import_module("compare")
+    for name, small in {"METHODS": 30, "SEEDS": 2, "TASKS": 6, "IMAGES": 60, "MAPS": 40, "DEPTHS": 40}.items():
+        monkeypatch.setattr(program, name, small)
+    monkeypatch.setattr(sys, "argv", ["compare", "--quick"])
+    program.main()
+    assert LAST_LINE.fullmatch(capsys.readouterr().out.strip().splitlines()[-1])
+
+
 def test_probes_end_with_their_ratio(start, monkeypatch):
     program = importlib.import_module("probes")
     monkeypatch.setattr(program, "SIZE", 32)

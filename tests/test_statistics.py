@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.items import Items
-from leaderboard.statistics import pairs, ranks, resampling, significance
+from leaderboard.statistics import by_item as items_of_pairs
+from leaderboard.statistics import ranks, resampling, significance
 from leaderboard.statistics.resampling import ItemDraws, percentiles, seed_weights, swap_p
-from leaderboard.statistics.significance import holm, sign_flip, smallest_p, standardised, superiority, wilcoxon
+from leaderboard.statistics.significance import (
+    holm,
+    sign_flip,
+    sign_flip_of_counts,
+    smallest_p,
+    standardised,
+    superiority,
+    wilcoxon,
+)
 
 # Heights of crossed minus self-fertilised maize, eighths of an inch: Darwin's, in R. A. Fisher, The Design of
 # Experiments (1935), section 21, where 863 of the 32,768 flips reach the sum 314 or more.
@@ -48,6 +57,35 @@ def test_sign_flips_are_scipys_permutation_test():
     found = np.random.default_rng(0).normal(0.3, 1, 9)
     theirs = stats.permutation_test((found,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert sign_flip(found[None])[0] == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_flips_of_many_are_counted_by_halves(count):
+    found = np.random.default_rng(count).integers(-3, 5, (5, count)).astype(float)
+    flips = significance.all_signs(count) @ found.T
+    assert (sign_flip(found) == (np.abs(flips) >= np.abs(found.sum(axis=1))).mean(axis=0)).all()
+    assert sign_flip(np.full((1, 30), 0.1)) == 2 / 2**30
+
+
+def test_no_more_is_promised_of_random_flips_than_they_can_give():
+    assert sign_flip(np.arange(1.0, 41.0)[None])[0] == smallest_p(40) == 1 / 10_000
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=10))
+def test_flips_of_whole_numbers_are_counted_as_by_enumeration(found):
+    assert sign_flip_of_counts(np.array(found)) == pytest.approx(sign_flip(np.array([found]))[0])
+
+
+@pytest.mark.parametrize(("better", "worse"), [(1, 0), (12, 3), (30, 30), (260, 201), (5_200, 4_800), (70_000, 68_900)])
+def test_one_seed_of_right_and_wrong_answers_is_mcnemars_exact_test(better, worse):
+    found = np.repeat([1, -1, 0], [better, worse, 100])
+    theirs = stats.binomtest(better, better + worse).pvalue
+    assert sign_flip_of_counts(found) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_a_p_that_a_fourier_transform_cannot_tell_from_nothing_is_not_nothing():
+    assert sign_flip_of_counts(np.ones(5_000)) == significance.TINY
+    assert sign_flip_of_counts(np.ones(20)) == pytest.approx(2 / 2**20)
 
 
 def test_random_flips_are_near_the_exact_ones(monkeypatch):
@@ -131,7 +169,39 @@ def test_friedmans_test_by_hand():
     found = ranks.rank(["a", "b", "c"], means, [True] * 4, 0.05)
     assert found is not None and found.labels == ("a", "b", "c") and found.average == (1.25, 1.75, 3.0)
     assert found.statistic == pytest.approx(6.5)
-    assert found.p == pytest.approx(math.exp(-6.5 / 2))  # chi-squared with two degrees of freedom
+    assert found.p == pytest.approx(9 / 216, abs=four_errors(9 / 216, 9_999))  # .042 in Friedman's own table
+
+
+def friedman_p(sums: tuple[float, ...], tasks: int) -> float:
+    """p of any ranks with these sums, of which alone it is a function where there are no ties."""
+    for ranks_of in itertools.product(itertools.permutations(range(1, len(sums) + 1)), repeat=tasks):
+        if tuple(sorted(map(sum, zip(*ranks_of, strict=True)))) == sums:
+            return ranks.friedman(np.array(ranks_of, dtype=float))[1]
+    raise AssertionError(sums)
+
+
+def test_friedmans_test_keeps_its_level_where_chi_squared_does_not():
+    """All equally likely ranks of three rows on four tasks; the first task's order may be held."""
+    orders = list(itertools.permutations((1, 2, 3)))
+    sums = [tuple(sorted(map(sum, zip(orders[0], *o, strict=True)))) for o in itertools.product(orders, repeat=3)]
+    p = {one: friedman_p(one, 4) for one in set(sums)}
+    assert np.mean([p[one] < 0.05 for one in sums]) <= 0.05
+    statistics = [12 / (4 * 3 * 4) * sum(s * s for s in one) - 3 * 4 * 4 for one in sums]
+    assert np.mean([stats.chi2.sf(s, 2) < 0.05 for s in statistics]) > 0.06  # what it is there for
+
+
+def test_with_tasks_enough_friedmans_test_is_scipys():
+    found = np.random.default_rng(0).integers(0, 3, (12, 5)).astype(float)
+    mine = ranks.friedman(stats.rankdata(found, axis=1))
+    assert mine == pytest.approx(tuple(stats.friedmanchisquare(*found.T)))
+
+
+@pytest.mark.parametrize(("tasks", "apart"), [(4, False), (5, False), (6, True), (8, True)])
+def test_two_rows_are_told_apart_by_the_sign_test(tasks, apart):
+    """One is ahead on all tasks: 2 / 2^n. Nemenyi's critical difference alone would say so from four tasks on."""
+    found = ranks.rank(["a", "b"], np.stack([np.ones(tasks), np.zeros(tasks)]), [True] * tasks, 0.05)
+    assert found is not None and found.p == 2 / 2**tasks and found.critical_difference < 1
+    assert found.bars == (() if apart else ((0, 1),))
 
 
 def test_ranks_turn_with_the_direction_and_share_ties():
@@ -188,9 +258,16 @@ def answers(rng: np.random.Generator, count: int, shift: float = 0.0) -> tuple[I
 
 
 def by_item(draws: ItemDraws, one: Items, other: Items):
-    sums = draws.sums([items.terms("top1") for items in (one, other)])
-    differing = int((one.columns["x"] != other.columns["x"]).sum())
-    return pairs._said(draws, one, "top1", {0: sums[0]}, {0: sums[1]}, differing)
+    return swapped(draws, [one], [other])
+
+
+def swapped(draws: ItemDraws, own: list[Items], other: list[Items]) -> items_of_pairs.ByItem:
+    """What items say of two rows of some seeds, by resamples and swaps."""
+    sums = draws.sums([items.terms("top1") for items in (*own, *other)])
+    mine, theirs = dict(enumerate(sums[: len(own)])), dict(enumerate(sums[len(own) :]))
+    values = {s: np.asarray(own[s].value("top1", one.resampled)) for s, one in mine.items()}
+    differing = np.any([a.columns["x"] != b.columns["x"] for a, b in zip(own, other, strict=True)], axis=0)
+    return items_of_pairs._said(draws, own[0], "top1", mine, values, theirs, int(differing.sum()), 0)
 
 
 def test_swapped_items_find_no_more_than_the_level_where_there_is_nothing():
@@ -198,6 +275,16 @@ def test_swapped_items_find_no_more_than_the_level_where_there_is_nothing():
     p = np.array([by_item(draws, *answers(rng, 200)).p for _ in range(600)], dtype=float)
     assert 0.025 < (p < 0.05).mean() <= 0.05 + four_errors(0.05, 600)
     assert by_item(draws, *answers(rng, 200, shift=1.5)).p < 1e-4
+
+
+def test_right_and_wrong_answers_find_no_more_than_the_level_where_there_is_nothing():
+    """Three seeds of two students with the same chance on every image."""
+    rng, p = np.random.default_rng(30), []
+    for _ in range(600):
+        chance = stats.norm.cdf(rng.normal(size=300))[:, None]
+        right = rng.random((300, 6)) < chance
+        p.append(sign_flip_of_counts(right[:, :3].sum(axis=1).astype(int) - right[:, 3:].sum(axis=1)))
+    assert 0.025 < np.mean(np.array(p) < 0.05) <= 0.05 + four_errors(0.05, 600)
 
 
 def test_a_pooled_metric_is_tested_by_its_own_value():
@@ -251,7 +338,7 @@ def test_intervals_over_items_cover_what_they_claim():
     truth = stats.norm.cdf(0.4 / math.sqrt(2)) - 0.5
     for _ in range(500):
         found = by_item(draws, *answers(rng, 300, shift=0.4))
-        inside.append(bool(covered(found.draws, truth, 300)[0]))
+        inside.append(bool(covered(found.draws[:, None], truth, 300)[0]))
     assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
 
 
@@ -267,11 +354,21 @@ def test_intervals_over_seeds_and_items_cover_the_difference_of_the_methods():
             for shift in (0.5, 0.0)
             for _ in range(seeds)
         ]
-        sums = draws.sums([items.terms("top1") for items in runs])
-        own, other = ({s: sums[k * seeds + s] for s in range(seeds)} for k in range(2))
-        found = pairs._said(draws, runs[0], "top1", own, other, 100)
-        inside.append(bool(covered((seed_weights(seeds, 0) * found.draws).sum(axis=1)[:, None], truth, seeds)[0]))
+        found = swapped(draws, runs[:seeds], runs[seeds:])
+        inside.append(bool(covered(found.draws[:, None], truth, seeds)[0]))
     assert np.mean(inside) >= 0.91
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 6])
+def test_resamples_by_number_are_distributed_as_by_item(seeds):
+    rng = np.random.default_rng(10)
+    found = (rng.random((400, seeds)) < 0.6).astype(np.int8) - (rng.random((400, seeds)) < 0.5)
+    by_matrix = (seed_weights(seeds, 0) * (ItemDraws(400, 0).counts.astype(float) @ found / 400)).sum(axis=1)
+    by_number = resampling.resampled_answers(found, 0)
+    assert by_number.std() == pytest.approx(by_matrix.std(), rel=0.1)
+    assert by_number.mean() == pytest.approx(by_matrix.mean(), abs=4 * by_matrix.std() / math.sqrt(1_000))
+    assert stats.ks_2samp(by_number, by_matrix).pvalue > 1e-3
+    assert (resampling.resampled_answers(-found, 0) != -by_number).any()  # callers must choose one of the two
 
 
 def test_resamples_are_of_equal_size_and_the_same_for_the_same_seed():

@@ -238,11 +238,9 @@ def test_tasks_say_what_they_allow():
         in said(few)
     )
     enough = compared(over(7, "singer", "fitnet"))
-    assert "singer > fitnet over 7 tasks (Wilcoxon's signed-rank test, Holm-adjusted p = .016)." in said(
-        enough, "tasks"
-    )
+    assert "singer > fitnet over 7 tasks (Wilcoxon's signed-rank test, Holm-adjusted p = .016;" in said(enough, "tasks")
     ranks = only(compared(over(7, "singer", "fitnet", "crd"))).ranks
-    assert ranks is not None and ranks.average == (1.0, 2.0, 3.0) and ranks.p == pytest.approx(math.exp(-7))
+    assert ranks is not None and ranks.average == (1.0, 2.0, 3.0) and ranks.p == pytest.approx(1e-4)  # none of 9,999
     assert "singer ranks ahead of crd (Nemenyi's test" in said(compared(over(7, "singer", "fitnet", "crd")), "ranks")
 
 
@@ -329,11 +327,67 @@ def test_a_single_item_and_equal_answers_are_defined(tmp_path):
 
 
 def test_more_items_than_memory_holds_are_said_before_they_are_resampled(tmp_path, monkeypatch):
-    records = images(tmp_path, {"singer": 0.6, "fitnet": 0.0}, count=50, tasks=1)
-    monkeypatch.setattr("leaderboard.statistics.pairs.MOST_ITEMS", 49)
-    monkeypatch.setattr("leaderboard.statistics.pairs.ItemDraws", lambda *_: pytest.fail("resampled"))
+    monkeypatch.setattr("leaderboard.statistics.by_item.MOST_ITEMS", 49)
+    monkeypatch.setattr("leaderboard.statistics.resampling.ItemDraws", lambda *_: pytest.fail("resampled"))
+    shares = np.linspace(0, 1, 50, dtype=np.float32)
+    records = [with_items(tmp_path, label, shares**k) for k, label in enumerate(("singer", "fitnet"), start=1)]
+    assert "50 items are more than the 49 that are resampled" in said(compared(records, tmp_path / "items"), "items")
+    right = images(tmp_path, {"singer": 0.6, "fitnet": 0.0}, count=50, tasks=1)
+    assert pair_of(compared(right, tmp_path / "items"), "fitnet", "task0").items == 50  # these are counted
+
+
+def test_seeds_that_are_too_many_to_be_counted_are_multiplied(tmp_path):
+    records = images(tmp_path, {"singer": 0.3, "fitnet": 0.0, "crd": 0.2}, count=60, over=6, tasks=1)
+    found, back = (compared(records, tmp_path / "items", method=m) for m in ("singer", "fitnet"))
+    one, other = pair_of(found, "fitnet", "task0").interval, pair_of(back, "singer", "task0").interval
+    assert one is not None and other is not None and one.of == "seeds and items"
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low)) and one.low < one.high
+
+
+def test_items_of_which_a_record_was_not_made_are_refused(tmp_path):
+    records = [with_items(tmp_path, label, np.arange(40) % 3 > 0) for label in ("singer", "fitnet")]
+    records[1] = records[1].model_copy(update={"values": {"top1": 0.9}})
     found = compared(records, tmp_path / "items")
-    assert "50 items are more than the 49 that are resampled" in said(found, "items")
+    assert "gives top1 0.65, and the record says 0.9" in pair_of(found, "fitnet").note
+    assert pair_of(found, "fitnet").by_item is None and len(found.problems) == 1
+
+
+def test_a_row_with_other_classes_does_not_keep_the_others_from_their_items(tmp_path):
+    rng, records = np.random.default_rng(0), []
+    for label, classes in (("singer", 4), ("fitnet", 4), ("odd", 5)):
+        union = rng.integers(1, 9, (30, classes)).astype(np.uint16)
+        items = Items({"i": union // 2, "u": union}, {"top1": ("class_mean", "i", "u")})
+        made = record(label, 0, items.number("top1"))
+        info = write_items(tmp_path / "items", made.run.id, made.task_id, items)
+        records.append(made.model_copy(update={"items": info}))
+    found = compared(records, tmp_path / "items")
+    assert pair_of(found, "fitnet").by_item is not None
+    assert pair_of(found, "odd").note == "odd has other items than singer"
+
+
+def test_items_that_cannot_reach_the_level_are_said(tmp_path):
+    records = [with_items(tmp_path, label, np.full(5, label == "singer")) for label in ("singer", "fitnet")]
+    text = said(compared(records, tmp_path / "items"), "items")
+    assert "No statement over test items: 5 items at most are paired, with which the smallest p is .062" in text
+    assert "not told apart" not in text
+
+
+# ---- what is luck in training is shared by all tasks of a student
+
+
+def test_what_is_said_over_tasks_items_and_ranks_is_said_of_these_students(tmp_path):
+    """Students of equal methods, one of which was lucky: ahead on all tasks, which says nothing of its method."""
+    records = images(tmp_path, {"singer": 1.0, "fitnet": 0.0, "crd": 0.0}, over=1, tasks=7)
+    found = only(compared(records, tmp_path / "items"))
+    claims = [one for one in found.statements if " > " in one.text or "ahead" in one.text or " differ " in one.text]
+    assert {one.scope for one in claims} == {"items", "tasks", "ranks"}
+    assert all("these trained students" in one.text and "not training again" in one.text for one in claims)
+
+
+def test_a_column_without_any_difference_is_a_task_and_a_tie():
+    records = [*over(6, "singer", "fitnet"), *seeds("singer", 0.5, task="t9"), *seeds("fitnet", 0.5, task="t9")]
+    (one,) = only(compared(records)).over_tasks
+    assert one.tasks == 7 and one.test.p == 2 / 2**6  # a zero is left out of the test, not of the tasks
 
 
 # ---- invariants

@@ -239,6 +239,20 @@ def test_a_hostile_name_stays_on_its_line_in_plain_text(name: str) -> None:
     assert sum(line.startswith(f"{clean(name)} ") for line in text.split("\n")) == 1
 
 
+def test_a_latex_table_is_fitted_to_the_line() -> None:
+    text = render(boards()["paper"], "latex")
+    assert r"\providecommand{\fitted}" in text and text.count("\\fitted{%\n\\begin{tabular}") == 1
+    assert "\\end{tabular}}\n" in text and text.index(r"\caption") < text.index(r"\smallskip") < text.index(
+        r"\fitted{%"
+    )
+
+
+def test_a_row_of_differences_counts_no_seeds_in_csv() -> None:
+    lines = list(csv.DictReader(io.StringIO(render(boards()["pair"], "csv"))))
+    assert [line["seeds"] for line in lines if line["kind"] == "difference"] == [""]
+    assert all(line["seeds"] != "" for line in lines if line["kind"] != "difference")
+
+
 @given(NAMES)
 def test_escaped_names_are_one_printable_line_and_can_be_read_back(name: str) -> None:
     for escape in (clean, escape_markdown, escape_latex, escape_csv):
@@ -358,6 +372,13 @@ def test_the_latex_of_tables_and_of_hostile_names_compiles(tmp_path: Path, packa
     body = "\n\\clearpage\n".join(tables)
     done = compiled(tmp_path, body, packages)
     assert done.returncode == 0, done.stdout[-3000:].decode(errors="replace")
+
+
+def test_with_graphicx_no_table_is_wider_than_the_line(tmp_path: Path) -> None:
+    body = render(boards()["paper"], "latex")
+    done = compiled(tmp_path, body, "booktabs,graphicx")
+    assert done.returncode == 0 and b"Overfull" not in done.stdout
+    assert b"Overfull" in compiled(tmp_path, body, "booktabs").stdout  # which is what it is there for
 
 
 def test_a_board_without_records_says_so() -> None:

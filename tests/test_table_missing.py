@@ -135,3 +135,13 @@ def test_columns_that_no_student_has_do_not_stand_in_the_ranks_sentence():
     bound = [record("teacher", value=0.5, kind="teacher", student="", task="extra")]
     text = render(rows_and_columns([*seeds("a", 0.5), *seeds("b", 0.4), *bound]))
     assert "mean rank over cls; 1 is best" in text
+
+
+def test_over_what_ranks_are_averaged_is_said_of_every_group():
+    more: dict[str, Any] = {"student": "tiny", "condition": "facade00"}
+    records = [*seeds("singer", 0.5), *seeds("kd", 0.4), *seeds("singer", 0.5, **more), *seeds("kd", 0.4, **more)]
+    records += [*seeds("singer", 0.5, **more, **DEPTH_TASK)]
+    text = render(rows_and_columns(records, by_pair=True), "plain")
+    assert "over the tasks that any of them has (big → small: cls; big → tiny: cls, depth)" in text
+    assert text.rstrip().count("One such row alone has no rank.") == 1  # singer has both tasks
+    assert "mean rank over cls; 1 is best" in render(rows_and_columns(records[:2]), "plain")

@@ -87,15 +87,15 @@ class Ranks:
     """Average ranks over tasks, 1 is best, of the rows that have every task; from the best.
 
     Attributes:
-        statistic, p: Friedman's; None with two rows. critical_difference: Nemenyi's.
+        statistic, p: Friedman's, which of two rows is the sign test's. critical_difference: Nemenyi's.
         bars: first and last row (numbers) of every group that is not told apart, of two at least.
     """
 
     labels: tuple[str, ...]
     average: tuple[float, ...]
     tasks: int
-    statistic: float | None
-    p: float | None
+    statistic: float
+    p: float
     critical_difference: float
     level: float
     bars: tuple[tuple[int, int], ...]

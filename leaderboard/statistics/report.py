@@ -12,6 +12,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.records import Record
 from leaderboard.choice import Names
+from leaderboard.statistics.by_item import Reader
 from leaderboard.statistics.comparison import (
     Comparison,
     OverTasks,
@@ -21,7 +22,7 @@ from leaderboard.statistics.comparison import (
     Significance,
 )
 from leaderboard.statistics.pairing import Student, Table, check_against, chosen, rivals, tables
-from leaderboard.statistics.pairs import Reader, compare
+from leaderboard.statistics.pairs import compare
 from leaderboard.statistics.ranks import rank
 from leaderboard.statistics.significance import holm, smallest_p, wilcoxon
 from leaderboard.statistics.statements import statements
@@ -71,9 +72,10 @@ def _section(
     pairs: list[Pair] = []
     over_tasks: list[OverTasks] = []
     if mine is not None:
-        for number, column in enumerate(table.columns):
+        for number in sorted(range(len(table.columns)), key=lambda number: _items(mine, number)):
             if mine.values[number]:
-                pairs += compare(column, number, mine, others, reader, level, seed)
+                pairs += compare(table.columns[number], number, mine, others, reader, level, seed)
+        pairs.sort(key=lambda pair: (pair.other, pair.column))
         over_tasks = _over_tasks(table, pairs, seed)
     pairs, families = _adjusted(pairs)
     families["tasks"] = len(over_tasks)
@@ -85,7 +87,7 @@ def _section(
         method="" if mine is None else mine.label,
         others=tuple(other.label for other in others),
         columns=table.columns,
-        pairs=tuple(sorted(pairs, key=lambda pair: (pair.other, pair.column))),
+        pairs=tuple(pairs),
         over_tasks=tuple(over_tasks),
         missing=tuple(place for place in there if place not in known),
         ranks=_ranks(table, level),
@@ -93,6 +95,11 @@ def _section(
         statements=(),
     )
     return dataclasses.replace(section, statements=tuple(statements(section, level)))
+
+
+def _items(student: Student, number: int) -> int:
+    """How many there are in a column; columns of equally many share their resamples, one after the other."""
+    return max((record.items.count for record in student.records[number].values() if record.items), default=0)
 
 
 def _adjusted(pairs: Sequence[Pair]) -> tuple[list[Pair], dict[str, int]]:
@@ -114,10 +121,9 @@ def _over_tasks(table: Table, pairs: Sequence[Pair], seed: int) -> list[OverTask
     spreads = [_spread(table, number) for number in range(len(table.columns))]
     found: dict[str, dict[str, list[float]]] = {}
     for pair in pairs:
-        if spreads[pair.column] > 0:
-            column = table.columns[pair.column]
-            scaled = pair.better * abs(pair.difference) / spreads[pair.column]
-            found.setdefault(pair.other, {}).setdefault(column.task, []).append(scaled)
+        column = table.columns[pair.column]  # one in which all are equal counts as a tie
+        scaled = pair.better * abs(pair.difference) / (spreads[pair.column] or 1.0)
+        found.setdefault(pair.other, {}).setdefault(column.task, []).append(scaled)
     means = {other: [math.fsum(c) / len(c) for c in of_task.values()] for other, of_task in sorted(found.items())}
     several = {other: scaled for other, scaled in means.items() if len(scaled) > 1}
     tested = [wilcoxon(scaled, seed) for scaled in several.values()]

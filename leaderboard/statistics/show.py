@@ -11,10 +11,16 @@ from leaderboard.layout import LAYOUTS, Head, Sheet
 from leaderboard.legend import heading_of
 from leaderboard.markup import MARKUPS, Markup, Piece
 from leaderboard.numbers import NumberFormat, number_format, shown_unit
-from leaderboard.statistics.comparison import Comparison, Pair, Ranks, SectionComparison, Significance
+from leaderboard.statistics.comparison import Comparison, Interval, Pair, Ranks, SectionComparison, Significance
+from leaderboard.statistics.resampling import LEAST_SEEDS
 from leaderboard.statistics.statements import p_text
 
 FORMATS = ("plain", "markdown", "latex", "json")
+INTERVALS = {  # what was resampled -> as the legend says it
+    "seeds and items": "seeds and items",
+    "seeds": "seeds where there are no items",
+    "items": f"items where fewer than {LEAST_SEEDS} seeds are paired, which is not about training again",
+}
 
 
 def render(comparison: Comparison, format: str = "markdown", width: int | None = None) -> str:
@@ -55,6 +61,8 @@ def _pairs(section: SectionComparison, level: float, markup: Markup) -> Sheet:
     groups: dict[int, str] = {}
     lines: list[list[str]] = []
     differences: list[Piece] = []
+    effects: list[Piece] = []
+    intervals: list[str] = []
     before = None
     for i, pair in enumerate(section.pairs):
         column, how = section.columns[pair.column], formats[pair.column]
@@ -66,23 +74,23 @@ def _pairs(section: SectionComparison, level: float, markup: Markup) -> Sheet:
         name = f"{column.title} {clean(column.metric)}{f' ({clean(unit)})' if unit else ''} {arrow}"
         differences.append(Piece(how.difference(pair.difference)))
         seeds = f"{len(pair.seeds)}" + (f" of {len(pair.seeds) + len(pair.unpaired)}" if pair.unpaired else "")
-        effect = DASH if pair.effect is None else f"{pair.effect:+.2f}"
+        effects.append(Piece(DASH if pair.effect is None else f"{pair.effect:+.2f}"))
+        intervals.append(_interval(pair, how, level, markup))
         lines.append(
             [
                 name,
-                _interval(pair, how, level),
                 seeds,
                 _p(pair.by_seed, level),
                 DASH if pair.items is None else f"{pair.items}",
                 _p(pair.by_item, level),
-                effect,
                 f"{pair.superiority:.2f}",
             ]
         )
-    name, *others = ([markup.escape(text) for text in column] for column in zip(*lines, strict=True))
+    name, *tests, better = ([markup.escape(text) for text in column] for column in zip(*lines, strict=True))
     heads = [Head("", "task"), Head("", "difference"), Head("", "interval"), Head("", "seeds")]
     heads += [Head("over seeds", "p"), Head("", "items"), Head("over items", "p"), Head("", "d_z"), Head("", "better")]
-    return Sheet(heads, [name, markup.cells(differences), *others], groups, (), len(heads))
+    columns = [name, markup.cells(differences), intervals, *tests, markup.cells(effects), better]
+    return Sheet(heads, columns, groups, (), len(heads))
 
 
 def _format(section: SectionComparison, number: int) -> NumberFormat:
@@ -94,12 +102,17 @@ def _format(section: SectionComparison, number: int) -> NumberFormat:
     )
 
 
-def _interval(pair: Pair, how: NumberFormat, level: float) -> str:
+def _interval(pair: Pair, how: NumberFormat, level: float, markup: Markup) -> str:
     if pair.interval is None:
-        return DASH
-    ends = f"{how.difference(pair.interval.low)} to {how.difference(pair.interval.high)}"
-    claimed = pair.interval.confidence
-    return ends if claimed >= 1 - level - 1e-12 else f"{ends} ({100 * claimed:.3g} %)"
+        return markup.escape(DASH)
+    # Each by itself, since they do not stand below one another; a minus is then set as one.
+    ends = " to ".join(markup.cells([Piece(how.difference(end))])[0] for end in (pair.interval.low, pair.interval.high))
+    share = markup.escape(f"({100 * pair.interval.confidence:.3g} %)") if _claims_less(pair.interval, level) else ""
+    return f"{ends} {share}".rstrip()
+
+
+def _claims_less(interval: Interval, level: float) -> bool:
+    return interval.confidence < 1 - level - 1e-12
 
 
 def _p(test: Significance | None, level: float) -> str:
@@ -130,10 +143,16 @@ def _legend(section: SectionComparison, level: float) -> list[str]:
             f"p: two-sided, Holm-adjusted for all comparisons of this table ({' and '.join(families)}); * below "
             f"{p_text(level)}."
         )
-    kinds = sorted({pair.interval.of for pair in section.pairs if pair.interval})
-    if kinds:
+    if section.families["items"]:
         said.append(
-            f"interval: {100 * (1 - level):g} % paired bootstrap of {', or '.join(kinds)}; where another share stands "
-            "behind it, so few seeds can cover no more."
+            "p over items takes test items as drawn independently. Frames of one video, or episodes that share images, "
+            "are not, and it is then too small."
         )
+    kinds = {pair.interval.of for pair in section.pairs if pair.interval}
+    if kinds:
+        each = [INTERVALS[kind] for kind in INTERVALS if kind in kinds]
+        text = f"interval: {100 * (1 - level):g} % paired bootstrap of {', '.join(each)}."
+        if any(p.interval and _claims_less(p.interval, level) for p in section.pairs):
+            text += " Where another share stands behind it, so few seeds can cover no more."
+        said.append(text)
     return said

@@ -1,7 +1,8 @@
 """Sentences that a comparison allows, and which it does not allow. Pure functions.
 
 Each says what it is about: training again (over seeds), other test items with the same trained students (over items),
-or other tasks. Where the data cannot reach the level whatever they say, that is the sentence.
+or other tasks with the same trained students: what is luck in training is shared by all tasks of a student. Where the
+data cannot reach the level whatever they say, that is the sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from leaderboard.statistics.comparison import Pair, Scope, SectionComparison, Significance, Statement
 from leaderboard.statistics.resampling import LEAST_SEEDS
+
+_THESE = "these trained students on such"
 
 
 def statements(section: SectionComparison, level: float) -> list[Statement]:
@@ -56,17 +59,22 @@ def _over_seeds(section: SectionComparison, level: float) -> Iterator[Statement]
         return
     least = min(test.smallest for _, test in tested)
     if least * family >= level:
-        alone = f"the smallest p is {p_text(least)}"
-        if least < level:
-            alone += f", and {p_text(min(1.0, least * family))} after Holm's correction for {family} comparisons"
         yield Statement(
             "seeds",
-            f"No statement about training again: {_seeds([most])} at most are paired, with which {alone}, not below "
-            f"{p_text(level)}, whatever the numbers are.",
+            f"No statement about training again: {_seeds([most])} at most are paired, "
+            f"{_out_of_reach(least, family, level)}.",
         )
         return
     about = f"Holm-adjusted p < {p_text(level)} over {family} comparison{'s' * (family > 1)}, signs flipped over "
     yield from _each(section, "seeds", level, lambda pair: pair.by_seed, lambda some: about + _seeds(some))
+
+
+def _out_of_reach(least: float, family: int, level: float) -> str:
+    """Why no p can get below the level, where the least alone or its correction does not."""
+    alone = f"the smallest p is {p_text(least)}"
+    if least < level:
+        alone += f", and {p_text(min(1.0, least * family))} after Holm's correction for {family} comparisons"
+    return f"with which {alone}, not below {p_text(level)}, whatever the numbers are"
 
 
 def _over_items(section: SectionComparison, level: float) -> Iterator[Statement]:
@@ -75,9 +83,17 @@ def _over_items(section: SectionComparison, level: float) -> Iterator[Statement]
         reasons = list(dict.fromkeys(pair.note for pair in section.pairs if pair.note))
         yield Statement("items", f"No statement over test items: {_listed(reasons, 2) or 'they give no number'}.")
         return
+    tests = [(pair.items or 0, pair.by_item.smallest) for pair in section.pairs if pair.by_item is not None]
+    most, least = max(count for count, _ in tests), min(smallest for _, smallest in tests)
+    if least * family >= level:
+        yield Statement(
+            "items",
+            f"No statement over test items: {most} items at most are paired, {_out_of_reach(least, family, level)}.",
+        )
+        return
     about = (
         f"Holm-adjusted p < {p_text(level)} over {family} comparison{'s' * (family > 1)}, answers swapped item by "
-        "item; these trained students on such test items, not training again"
+        f"item; {_THESE} test items, not training again"
     )
     yield from _each(section, "items", level, lambda pair: pair.by_item, lambda _: about)
 
@@ -126,9 +142,12 @@ def _over_tasks(section: SectionComparison, level: float) -> Iterator[Statement]
         return
     for one in section.over_tasks:
         if one.test.below(level):
-            about = f"over {one.tasks} tasks (Wilcoxon's signed-rank test, Holm-adjusted {p_is(one.test.adjusted)})"
+            sign = ">" if one.better > 0 else "<"
             yield Statement(
-                "tasks", f"{section.method} {'>' if one.better > 0 else '<'} {one.other} {about}.", one.other
+                "tasks",
+                f"{section.method} {sign} {one.other} over {one.tasks} tasks (Wilcoxon's signed-rank test, "
+                f"Holm-adjusted {p_is(one.test.adjusted)}; {_THESE} tasks, not training again).",
+                one.other,
             )
 
 
@@ -137,15 +156,15 @@ def _of_ranks(section: SectionComparison, level: float) -> Iterator[Statement]:
     if ranks is None:
         yield Statement("ranks", "No average ranks: they need two tasks and two students that have them all.")
         return
-    if ranks.p is not None:
-        told = "differ" if ranks.p < level else "are not told apart"
-        yield Statement(
-            "ranks",
-            f"Average ranks of {len(ranks.labels)} students over {ranks.tasks} tasks {told} (Friedman's test, "
-            f"{p_is(ranks.p)}{', a rough value with so few tasks' * (ranks.tasks < 10)}).",
-        )
-        if ranks.p >= level:
-            return
+    told = "differ" if ranks.p < level else "are not told apart"
+    test = "Friedman's test" if len(ranks.labels) > 2 else "the sign test"
+    yield Statement(
+        "ranks",
+        f"Average ranks of {len(ranks.labels)} students over {ranks.tasks} tasks {told} ({test}, {p_is(ranks.p)}"
+        f"{f'; {_THESE} tasks, not training again' * (ranks.p < level)}).",
+    )
+    if ranks.p >= level:
+        return
     if section.method in ranks.labels:
         mine = ranks.average[ranks.labels.index(section.method)]
         gaps = [(label, rank - mine) for label, rank in zip(ranks.labels, ranks.average, strict=True)]
@@ -155,7 +174,8 @@ def _of_ranks(section: SectionComparison, level: float) -> Iterator[Statement]:
         yield Statement(
             "ranks",
             f"{section.method} {' and '.join(said) or 'is told apart from no other by its rank'} (Nemenyi's test, "
-            f"critical difference {ranks.critical_difference:.2f} at {p_text(level)}).",
+            f"critical difference {ranks.critical_difference:.2f} at {p_text(level)}; {_THESE} tasks, not training "
+            "again).",
         )
 
 

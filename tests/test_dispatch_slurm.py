@@ -121,11 +121,12 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
+def kill(*_, **__):
+    raise Killed
+
+
 @pytest.mark.parametrize("moment", ["the work is given", "the numbers are noted"])
 def test_jobs_whose_submitter_was_killed_after_sbatch_are_taken_over(moment, fake, grid, tmp_path, monkeypatch):
-    def kill(*_, **__):
-        raise Killed
-
     with monkeypatch.context() as patch:
         if moment == "the work is given":
             patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", kill)
@@ -147,6 +148,23 @@ def test_jobs_whose_submitter_was_killed_after_sbatch_are_taken_over(moment, fak
         found = DelayedSubmission.load(JobPaths(tmp_path / "w" / entry.folder, entry.job).submitted_pickle)
         assert found.function == Work.of(Workspace(tmp_path / "w"), entry)
         assert (found._timeout_min, found._timeout_countdown) == (240, 20)
+
+
+def test_a_job_that_waited_in_vain_for_its_killed_submitter_is_lost_and_submitted_again(
+    fake, grid, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", kill)
+        with pytest.raises(Killed):
+            go(grid, tmp_path / "w")
+    fake.end("FAILED")  # after a minute
+    ledger = Ledger(Workspace(tmp_path / "w"))
+    found = slurm_jobs.look(ledger.workspace, ledger.entries())
+    assert {(one.state, one.reason) for one in found.values()} == {
+        ("lost", "whoever submitted it was stopped before it was given its work")
+    }
+    assert len(go(grid, tmp_path / "w")) == 5
+    assert all(entry.job is not None for entry in ledger.entries().values())
 
 
 def test_a_submitter_that_was_killed_before_sbatch_has_submitted_nothing(fake, grid, tmp_path, monkeypatch):
@@ -190,6 +208,28 @@ def test_a_dry_run_shows_all_and_writes_nothing(fake, grid, tmp_path):
     assert "would submit: 2 trainings\n" in said and "would submit: 2 evaluations, each after its own training" in said
     assert all(run.title in said for run in student_runs(grid)) and "#SBATCH --time=240" in said
     assert fake.jobs() == {} and not (tmp_path / "w").exists()
+
+
+def test_a_dry_run_says_what_is_under_way_and_what_failed(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    place = Workspace(tmp_path / "w")
+    assert submit.dry_run(grid, place, "slurm") == "under way already: 5 jobs\nnothing to submit"
+    fake.end("FAILED", "train")
+    fake.end("CANCELLED", "evaluate")
+    *failed, remedy, nothing = submit.dry_run(grid, place, "slurm").splitlines()
+    assert len(failed) == 2 and all(line.startswith("not submitted: train ") for line in failed)
+    assert "retry" in remedy and nothing == "nothing to submit"
+
+
+def test_what_is_refused_is_not_remembered(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    kept = (tmp_path / "w" / "experiments" / "tiny.yaml").read_bytes()
+    with pytest.raises(UserError, match="rank 500"):
+        refused = tiny(tmp_path, methods=[{"method": "singer", "hyperparameters": {"rank": 500}}])
+        submit.submit(refused, Workspace(tmp_path / "w"), "slurm", QUIET)
+    with pytest.raises(UserError, match="Invalid feature specification"):
+        go(tiny(tmp_path, seeds=[5], submit={"constraint": "nowhere"}), tmp_path / "w")
+    assert (tmp_path / "w" / "experiments" / "tiny.yaml").read_bytes() == kept
 
 
 def test_slurm_itself_is_asked_before_anything_is_submitted(fake, tmp_path):

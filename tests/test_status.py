@@ -660,6 +660,18 @@ def test_retry_of_what_was_never_submitted_says_what_does_it(call, experiment, w
     assert workspace.failure(student_runs(experiment)[0].id) is not None and not asked
 
 
+def test_retry_does_not_call_it_well_where_slurm_does_not_answer(call, experiment, workspace, monkeypatch, asked):
+    def silent(*_):
+        raise SlurmError("squeue: Unable to contact slurm controller")
+
+    submitted(experiment, workspace)
+    fail(student_runs(experiment)[0], workspace)
+    monkeypatch.setattr(slurm_jobs, "seen", silent)
+    code, _, err = call("retry", workspace.root, "--lost")
+    assert code == 2 and "Unable to contact slurm controller; what has become of its jobs is not known" in err
+    assert workspace.failure(student_runs(experiment)[0].id) is not None and not asked
+
+
 def test_retry_and_cancel_know_the_nearest_run(call, experiment, workspace, seen):
     submitted(experiment, workspace)
     for command in ("retry", "cancel"):

@@ -28,9 +28,12 @@ def retry(workspace: Workspace, console: Console, states: Collection[State], tit
         The clusters that something was submitted to.
 
     Raises:
-        UserError: no such run; nothing of what went wrong was ever submitted; whatever `submit` refuses.
+        UserError: no such run; nothing of what went wrong was ever submitted; Slurm does not answer; whatever `submit`
+            refuses.
     """
     found, experiments = status(workspace), experiments_of(workspace)
+    if found.slurm is not None:
+        raise UserError(f"{found.slurm}; what has become of its jobs is not known, and nothing was submitted")
     items = [item for one in found.experiments for item in one.items]
     _all_known(titles, [(item.run, item.title) for item in items])
     wrong = [item for item in items if item.state in states and _is_meant(titles, [(item.run, item.title)])]

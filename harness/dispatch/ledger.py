@@ -57,7 +57,8 @@ class Unit:
     asked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind} {', '.join(self.titles)}"
+        # A fit is the training of a teacher, whose title says so: "teacher fit seed 0".
+        return f"{'evaluate' if self.kind == 'evaluate' else 'train'} {', '.join(self.titles)}"
 
 
 @dataclass(frozen=True, config=_STRICT)

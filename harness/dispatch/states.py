@@ -138,6 +138,8 @@ def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str 
         return "lost", end.reason
     if seen is None or seen.state == "COMPLETED":
         return "lost", "its job has ended and left nothing"
+    if seen.state == "FAILED" and entry.job is None:  # a job waits a minute for what it has to run
+        return "lost", "whoever submitted it was stopped before it was given its work"
     if seen.state == "FAILED" and not seen.signalled:
         return "failed", "its job ended with an error before it could begin; see the log"
     return "lost", f"its job has ended: {seen.state}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from fake_slurm import FakeSlurm
 from harness.cli import main as cli
 from harness.dispatch import sbatch, slurm, slurm_jobs, submit, waiting
 from harness.dispatch.ledger import Ledger
+from harness.dispatch.slurm_programs import SlurmError, ask
 from harness.dispatch.work import Work
 from harness.errors import UserError
 from harness.progress import Console
@@ -246,6 +248,36 @@ def test_a_number_that_another_array_has_now_is_not_taken_for_ours(fake, grid, t
     assert {one.state for one in found.values()} == {"lost"}
 
 
+def test_what_became_of_another_users_jobs_is_known_when_squeue_has_forgotten_them(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    fake.end("CANCELLED", forgotten=True)
+    found = slurm_jobs.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
+    # Not lost, which `retry` would submit again; and an evaluation for the same reason as long as squeue knew it.
+    wanted = {"train": ("cancelled", "by scancel"), "evaluate": ("cancelled", "what it needs did not end well")}
+    assert all((one.state, one.reason) == wanted[i.partition("-")[0]] for i, one in found.items())
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+            "Slurm does not answer (scancel: Unable to contact slurm controller (connect failure))",
+        ),
+        (
+            "scancel: error: Kill job error on job id 5: Invalid job id specified",
+            "scancel: Kill job error on job id 5: Invalid job id specified",
+        ),
+    ],
+)
+def test_a_complaint_of_slurm_is_told_without_its_functions(said, told, tmp_path, monkeypatch):
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SlurmError, match=f"^{re.escape(told)}$"):
+        ask("scancel", "5")
+
+
 def test_waiting_ends_when_nothing_is_under_way_and_names_what_went_wrong(fake, grid, tmp_path):
     go(grid, tmp_path / "w")
     fake.end("TIMEOUT", "train")
@@ -363,7 +395,7 @@ def test_waiting_exits_with_1_where_something_went_wrong(fake, tmp_path, call, m
     monkeypatch.setattr("harness.dispatch.waiting.wait", wait)
     place = tmp_path / "w"
     code, said = call("submit", write(tmp_path), "--cluster", "slurm", "--workspace", place, "--wait", "--no-preflight")
-    assert code == 1 and "cancelled: train none seed 0, fitnet seed 0, singer seed 0: cancelled" in said
+    assert code == 1 and "cancelled: train none seed 0, fitnet seed 0, singer seed 0: by scancel" in said
 
 
 def test_the_remembered_experiment_is_what_jobs_read_whatever_becomes_of_the_file(fake, tmp_path, call):

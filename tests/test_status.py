@@ -163,7 +163,7 @@ def test_without_any_job_the_workspace_alone_tells(experiment, workspace):
         (Seen("7_0", "PENDING", "Dependency"), "waiting", "Dependency"),
         (Seen("7_0", "PENDING", "BeginTime", restarts=2), "requeued", "BeginTime"),
         (Seen("7_0", "RUNNING", node="n3"), "running", None),
-        (Seen("7_0", "CANCELLED"), "cancelled", "cancelled"),
+        (Seen("7_0", "CANCELLED"), "cancelled", "by scancel"),
         (Seen("7_0", "NODE_FAIL"), "lost", "NODE_FAIL"),
         (Seen("7_0", "FAILED"), "failed", "error"),
         (None, "lost", "left nothing"),

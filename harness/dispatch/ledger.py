@@ -28,6 +28,7 @@ Kind = Literal["fit", "train", "evaluate"]
 Cluster = Literal["slurm", "local"]
 State = Literal["waiting", "queued", "running", "requeued", "done", "failed", "lost", "cancelled"]
 LIVE: tuple[State, ...] = ("waiting", "queued", "running", "requeued")
+BAD: tuple[State, ...] = ("failed", "lost", "cancelled")
 
 _STRICT = ConfigDict(extra="forbid")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: `<unit id>.<attempt>.json` splits without doubt

@@ -83,8 +83,8 @@ def _with_job(entry: Entry, job: str) -> Entry:
 def adopt(ledger: Ledger, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> dict[str, Entry]:
     """The entries, with the numbers of jobs that their submitter did not live to note.
 
-    submitit gives a job what it has to run only after sbatch has told the number, and the job waits a minute for it. One
-    that has ended by now is left without its number, which tells that it may never have had anything to run.
+    submitit gives a job what it has to run only after sbatch has told the number, and the job waits a minute for it.
+    One that has ended by now is left without its number, which tells that it may never have had anything to run.
     """
     found = dict(entries)
     for i, entry in entries.items():

@@ -32,14 +32,19 @@ def ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm does not answer: {command[0]} took more than {LONGEST_S} s") from None
     if done.returncode != 0:
-        raise SlurmError(f"{command[0]}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
+        said = f"{command[0]}: {last_line(done.stderr) or f'exit code {done.returncode}'}"
+        raise SlurmError(f"Slurm does not answer ({said})" if "Unable to contact slurm" in said else said)
     return done.stdout
 
 
 def last_line(text: str) -> str:
-    """What a program complained about last, without its own name in front."""
+    """What a program complained about last, without its own name, or that of a function of Slurm's, in front.
+
+    >>> last_line("sbatch: error: Invalid qos"), last_line("slurm_load_jobs error: Unable to contact slurm controller")
+    ('Invalid qos', 'Unable to contact slurm controller')
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else ""
+    return re.sub(r"^(\w+: )?((\w+ )?error: )?", "", lines[-1]) if lines else ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.dispatch import processes
-from harness.dispatch.ledger import LIVE, Entry, Ledger, State, Unit
+from harness.dispatch.ledger import BAD, LIVE, Entry, Ledger, State, Unit
 from harness.runs import Workspace
 
 
@@ -93,6 +93,9 @@ def standings(workspace: Workspace, entries: Mapping[str, Entry], seen: Mapping[
         needed = [told[need].state for need in entry.unit.needs if need in told]
         if told[i].state == "queued" and any(state in LIVE for state in needed):
             told[i] = Standing("waiting", None, told[i].seen)
+        # Slurm says so for some minutes only.
+        if told[i].state == "cancelled" and entry.cluster == "slurm" and any(state in BAD for state in needed):
+            told[i] = Standing("cancelled", "what it needs did not end well", told[i].seen)
     return told
 
 
@@ -130,7 +133,7 @@ def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str 
     if entry.job is None and seen is None:
         return "lost", "it was never submitted: whoever submitted it was stopped"
     if seen is not None and seen.state == "CANCELLED":
-        return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "cancelled"
+        return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "by scancel"
     end = ledger.end(entry)
     if end is not None and end.outcome == "failed":
         return "failed", end.reason

@@ -113,7 +113,9 @@ def submit(
         attempts = _attempts(ledger, found)
         if where == "local":
             entries = _queue(ledger, found.units, checked.asked, folder, attempts)
-            console.say(f"queued: {', '.join(_counted(kind, number) for kind, number in _by_kind(found.units))}")
+            console.say(
+                f"queued: {', '.join(_counted(kind, number) for kind, number in _by_kind(found.units).items())}"
+            )
             return entries
         return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
 
@@ -263,9 +265,9 @@ def _counted(kind: Kind, number: int) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-def _by_kind(units: Iterable[Unit]) -> Iterable[tuple[Kind, int]]:
+def _by_kind(units: Iterable[Unit]) -> dict[Kind, int]:
     """How many there are of each kind, in the order of the units."""
-    return Counter(unit.kind for unit in units).items()
+    return dict(Counter([unit.kind for unit in units]))
 
 
 def test_only(experiment: Experiment, workspace: Workspace, checked: Door) -> None:

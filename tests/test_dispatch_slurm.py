@@ -14,7 +14,7 @@ from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
 from harness.cli import main as cli
-from harness.dispatch import sbatch, slurm, slurm_jobs, submit, waiting
+from harness.dispatch import again, sbatch, slurm, slurm_jobs, submit, waiting
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.slurm_programs import SlurmError, ask
 from harness.dispatch.work import Work
@@ -85,7 +85,7 @@ def test_arrays_wait_for_one_another_where_jobs_at_once_are_bounded(fake, tmp_pa
     assert [line for line in said if line.startswith("would")] == [
         "would submit: 2 trainings, at most 1 at once",
         "would submit: 2 evaluations, each after its own training, at most 1 at once",
-        "would submit: 1 evaluation, after what they need, once the 2 trainings before have ended",
+        "would submit: 1 evaluation, after what it needs, once the 2 trainings before have ended",
     ]
 
 
@@ -104,6 +104,27 @@ def test_what_died_is_submitted_again_and_its_first_attempt_is_kept(fake, grid, 
     ledger = Ledger(Workspace(tmp_path / "w"))
     for unit, entry in ledger.entries().items():
         assert entry.attempt == 2 and [old.attempt for old in ledger.attempts(unit)] == [1]
+
+
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_retry_of_which_slurm_refuses_a_part_forgets_no_failure_of_what_was_not_submitted(
+    accepted, fake, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(submit, "_preflight", lambda *_: None)
+    grid, workspace = tiny(tmp_path, methods=["none"], tasks=TASKS), Workspace(tmp_path / "w")
+    (run,) = student_runs(grid)
+    go(grid, workspace.root)
+    fake.end("CANCELLED")
+    workspace.fail(run, reason="the loss is nan", step=3)
+    fake.config(refuse_after=2 + accepted)
+    with pytest.raises(UserError, match=f"{accepted} of 2 jobs were submitted before"):
+        again.retry(workspace, QUIET, ("failed", "lost"), ())
+    entries = {entry.unit.kind: entry for entry in Ledger(workspace).entries().values()}
+    assert (entries["train"].job is not None, workspace.failure(run.id)) == (bool(accepted), None)
+    fake.config()
+    assert again.retry(workspace, QUIET, ("failed", "lost"), ()) == {"slurm"}
+    assert {entry.job is not None for entry in Ledger(workspace).entries().values()} == {True}
+    assert len(fake.jobs()) == 4
 
 
 def test_what_failed_stays_until_it_is_set_aside(fake, grid, tmp_path):

@@ -166,6 +166,11 @@ class Ledger:
         self._write(f"{entry.unit.id}.{entry.attempt}.json", _ENTRY.dump_json(entry, indent=2))
         (self.folder / f"{entry.unit.id}.json").unlink(missing_ok=True)
 
+    def restore(self, entry: Entry) -> None:
+        """Take `set_aside` back."""
+        self.write(entry)
+        (self.folder / f"{entry.unit.id}.{entry.attempt}.json").unlink(missing_ok=True)
+
     def end(self, entry: Entry) -> End | None:
         """How the entry's job says that it ended; None: it has not, or it could not say."""
         path = self._end_of(entry.unit.id, entry.attempt)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from harness.errors import UserError
 
 LONGEST_S = 120  # a busy controller takes its time, but not for ever
+SILENT = ("Unable to contact slurm", "Socket timed out", "Connection refused")  # what programs say when it is down
 
 
 class SlurmError(UserError):
@@ -33,7 +34,7 @@ def ask(*command: str) -> str:
         raise SlurmError(f"Slurm does not answer: {command[0]} took more than {LONGEST_S} s") from None
     if done.returncode != 0:
         said = f"{command[0]}: {last_line(done.stderr) or f'exit code {done.returncode}'}"
-        raise SlurmError(f"Slurm does not answer ({said})" if "Unable to contact slurm" in said else said)
+        raise SlurmError(f"Slurm does not answer ({said})" if any(one in said for one in SILENT) else said)
     return done.stdout
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from harness.dispatch import processes
 from harness.dispatch.ledger import BAD, LIVE, Entry, Ledger, State, Unit
 from harness.runs import Workspace
+from harness.storage.integrity import read_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Found:
     def _has_record(self, run: str, task: str) -> bool:
         if task not in self._task_ids:
             path = self.workspace.protocols / f"{task}.json"
-            self._task_ids[task] = json.loads(path.read_text())["task_id"] if path.is_file() else None
+            noted = read_json(path, "remove it: it is written anew") if path.is_file() else {"task_id": None}
+            self._task_ids[task] = noted["task_id"]
         return f"{run}.{self._task_ids[task]}.json" in self.records
 
     def failure(self, unit: Unit) -> str | None:
@@ -131,7 +132,7 @@ def _live(seen: Seen) -> State:
 def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str | None]:
     """Of a Slurm job that is no more and has left something undone."""
     if entry.job is None and seen is None:
-        return "lost", "it was never submitted: whoever submitted it was stopped"
+        return "lost", "it was never submitted: Slurm refused, or whoever submitted it was stopped"
     if seen is not None and seen.state == "CANCELLED":
         return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "by scancel"
     end = ledger.end(entry)

@@ -252,7 +252,8 @@ def _submit_arrays(
 
 
 def _described(array: Array) -> str:
-    after = ", each after its own training" if array.follows else ", after what they need" if array.needs else ""
+    needs = f", after what {'it needs' if len(array.units) == 1 else 'they need'}" if array.needs else ""
+    after = ", each after its own training" if array.follows else needs
     return f"{_counted(array.kind, len(array.units))}{after}"
 
 

@@ -301,7 +301,8 @@ def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str
         bound = f", at most {turn.at_once} at once" if bounded else ""
         if turn.after is not None:
             before = planned[turn.after]
-            bound += f", once the {_counted(before.kind, len(before.units))} before have ended"
+            have = "has" if len(before.units) == 1 else "have"
+            bound += f", once the {_counted(before.kind, len(before.units))} before {have} ended"
         lines.append(f"would submit: {_described(array)}{bound}")
         lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
     return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])

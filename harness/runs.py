@@ -130,13 +130,24 @@ class Workspace:
         failure = {"reason": reason, "step": step, **facts, "label": run.info.label, "seed": run.info.seed}
         write_atomic(self.failures / f"{run.id}.json", json.dumps(failure, indent=2))
 
-    def forgive(self, run_id: str) -> None:
-        """Set a failure aside, so that its run is trained again: it stays as failures/<run id>.<number>.json."""
+    def forgive(self, run_id: str) -> Path | None:
+        """Set a failure aside, so that its run is trained again: it stays as failures/<run id>.<number>.json.
+
+        Returns:
+            Where it is now; None where there was none.
+        """
         path, number = self.failures / f"{run_id}.json", 1
         while (kept := path.with_suffix(f".{number}.json")).exists():
             number += 1
         with contextlib.suppress(FileNotFoundError):
-            path.rename(kept)
+            return path.rename(kept)
+        return None
+
+    def unforgive(self, run_id: str, kept: Path) -> None:
+        """Take `forgive` back; a failure that the run has had since stays."""
+        path = self.failures / f"{run_id}.json"
+        if not path.exists():
+            kept.rename(path)
 
     def task_id(self, task: TaskRun) -> str | None:
         """Hash of the task's protocol, or None where nothing has been evaluated under it here."""

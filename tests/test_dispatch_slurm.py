@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,8 +14,9 @@ from experiments import tiny, write
 from fake_slurm import FakeSlurm
 
 from harness.cli import main as cli
-from harness.dispatch import sbatch, slurm, slurm_jobs, submit, waiting
+from harness.dispatch import again, sbatch, slurm, slurm_jobs, submit, waiting
 from harness.dispatch.ledger import Ledger
+from harness.dispatch.slurm_programs import SlurmError, ask
 from harness.dispatch.work import Work
 from harness.errors import UserError
 from harness.progress import Console
@@ -83,7 +85,7 @@ def test_arrays_wait_for_one_another_where_jobs_at_once_are_bounded(fake, tmp_pa
     assert [line for line in said if line.startswith("would")] == [
         "would submit: 2 trainings, at most 1 at once",
         "would submit: 2 evaluations, each after its own training, at most 1 at once",
-        "would submit: 1 evaluation, after what they need, once the 2 trainings before have ended",
+        "would submit: 1 evaluation, after what it needs, once the 2 trainings before have ended",
     ]
 
 
@@ -104,6 +106,27 @@ def test_what_died_is_submitted_again_and_its_first_attempt_is_kept(fake, grid, 
         assert entry.attempt == 2 and [old.attempt for old in ledger.attempts(unit)] == [1]
 
 
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_retry_of_which_slurm_refuses_a_part_forgets_no_failure_of_what_was_not_submitted(
+    accepted, fake, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(submit, "_preflight", lambda *_: None)
+    grid, workspace = tiny(tmp_path, methods=["none"], tasks=TASKS), Workspace(tmp_path / "w")
+    (run,) = student_runs(grid)
+    go(grid, workspace.root)
+    fake.end("CANCELLED")
+    workspace.fail(run, reason="the loss is nan", step=3)
+    fake.config(refuse_after=2 + accepted)
+    with pytest.raises(UserError, match=f"{accepted} of 2 jobs were submitted before"):
+        again.retry(workspace, QUIET, ("failed", "lost"), ())
+    entries = {entry.unit.kind: entry for entry in Ledger(workspace).entries().values()}
+    assert (entries["train"].job is not None, workspace.failure(run.id)) == (bool(accepted), None)
+    fake.config()
+    assert again.retry(workspace, QUIET, ("failed", "lost"), ()) == {"slurm"}
+    assert {entry.job is not None for entry in Ledger(workspace).entries().values()} == {True}
+    assert len(fake.jobs()) == 4
+
+
 def test_what_failed_stays_until_it_is_set_aside(fake, grid, tmp_path):
     go(grid, tmp_path / "w")
     fake.end("FAILED", "train")
@@ -121,11 +144,12 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
+def kill(*_, **__):
+    raise Killed
+
+
 @pytest.mark.parametrize("moment", ["the work is given", "the numbers are noted"])
 def test_jobs_whose_submitter_was_killed_after_sbatch_are_taken_over(moment, fake, grid, tmp_path, monkeypatch):
-    def kill(*_, **__):
-        raise Killed
-
     with monkeypatch.context() as patch:
         if moment == "the work is given":
             patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", kill)
@@ -147,6 +171,23 @@ def test_jobs_whose_submitter_was_killed_after_sbatch_are_taken_over(moment, fak
         found = DelayedSubmission.load(JobPaths(tmp_path / "w" / entry.folder, entry.job).submitted_pickle)
         assert found.function == Work.of(Workspace(tmp_path / "w"), entry)
         assert (found._timeout_min, found._timeout_countdown) == (240, 20)
+
+
+def test_a_job_that_waited_in_vain_for_its_killed_submitter_is_lost_and_submitted_again(
+    fake, grid, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", kill)
+        with pytest.raises(Killed):
+            go(grid, tmp_path / "w")
+    fake.end("FAILED")  # after a minute
+    ledger = Ledger(Workspace(tmp_path / "w"))
+    found = slurm_jobs.look(ledger.workspace, ledger.entries())
+    assert {(one.state, one.reason) for one in found.values()} == {
+        ("lost", "whoever submitted it was stopped before it was given its work")
+    }
+    assert len(go(grid, tmp_path / "w")) == 5
+    assert all(entry.job is not None for entry in ledger.entries().values())
 
 
 def test_a_submitter_that_was_killed_before_sbatch_has_submitted_nothing(fake, grid, tmp_path, monkeypatch):
@@ -192,6 +233,28 @@ def test_a_dry_run_shows_all_and_writes_nothing(fake, grid, tmp_path):
     assert fake.jobs() == {} and not (tmp_path / "w").exists()
 
 
+def test_a_dry_run_says_what_is_under_way_and_what_failed(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    place = Workspace(tmp_path / "w")
+    assert submit.dry_run(grid, place, "slurm") == "under way already: 5 jobs\nnothing to submit"
+    fake.end("FAILED", "train")
+    fake.end("CANCELLED", "evaluate")
+    *failed, remedy, nothing = submit.dry_run(grid, place, "slurm").splitlines()
+    assert len(failed) == 2 and all(line.startswith("not submitted: train ") for line in failed)
+    assert "retry" in remedy and nothing == "nothing to submit"
+
+
+def test_what_is_refused_is_not_remembered(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    kept = (tmp_path / "w" / "experiments" / "tiny.yaml").read_bytes()
+    with pytest.raises(UserError, match="rank 500"):
+        refused = tiny(tmp_path, methods=[{"method": "singer", "hyperparameters": {"rank": 500}}])
+        submit.submit(refused, Workspace(tmp_path / "w"), "slurm", QUIET)
+    with pytest.raises(UserError, match="Invalid feature specification"):
+        go(tiny(tmp_path, seeds=[5], submit={"constraint": "nowhere"}), tmp_path / "w")
+    assert (tmp_path / "w" / "experiments" / "tiny.yaml").read_bytes() == kept
+
+
 def test_slurm_itself_is_asked_before_anything_is_submitted(fake, tmp_path):
     with pytest.raises(UserError, match="Invalid feature specification"):
         go(tiny(tmp_path, submit={"constraint": "nowhere"}), tmp_path / "w")
@@ -204,6 +267,36 @@ def test_a_number_that_another_array_has_now_is_not_taken_for_ours(fake, grid, t
     fake.write({n: {**job, "name": f"other{n}", "state": "RUNNING"} for n, job in fake.jobs().items()})
     found = slurm_jobs.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
     assert {one.state for one in found.values()} == {"lost"}
+
+
+def test_what_became_of_another_users_jobs_is_known_when_squeue_has_forgotten_them(fake, grid, tmp_path):
+    go(grid, tmp_path / "w")
+    fake.end("CANCELLED", forgotten=True)
+    found = slurm_jobs.look(Workspace(tmp_path / "w"), Ledger(Workspace(tmp_path / "w")).entries())
+    # Not lost, which `retry` would submit again; and an evaluation for the same reason as long as squeue knew it.
+    wanted = {"train": ("cancelled", "by scancel"), "evaluate": ("cancelled", "what it needs did not end well")}
+    assert all((one.state, one.reason) == wanted[i.partition("-")[0]] for i, one in found.items())
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+            "Slurm does not answer (scancel: Unable to contact slurm controller (connect failure))",
+        ),
+        (
+            "scancel: error: Kill job error on job id 5: Invalid job id specified",
+            "scancel: Kill job error on job id 5: Invalid job id specified",
+        ),
+    ],
+)
+def test_a_complaint_of_slurm_is_told_without_its_functions(said, told, tmp_path, monkeypatch):
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SlurmError, match=f"^{re.escape(told)}$"):
+        ask("scancel", "5")
 
 
 def test_waiting_ends_when_nothing_is_under_way_and_names_what_went_wrong(fake, grid, tmp_path):
@@ -323,7 +416,7 @@ def test_waiting_exits_with_1_where_something_went_wrong(fake, tmp_path, call, m
     monkeypatch.setattr("harness.dispatch.waiting.wait", wait)
     place = tmp_path / "w"
     code, said = call("submit", write(tmp_path), "--cluster", "slurm", "--workspace", place, "--wait", "--no-preflight")
-    assert code == 1 and "cancelled: train none seed 0, fitnet seed 0, singer seed 0: cancelled" in said
+    assert code == 1 and "cancelled: train none seed 0, fitnet seed 0, singer seed 0: by scancel" in said
 
 
 def test_the_remembered_experiment_is_what_jobs_read_whatever_becomes_of_the_file(fake, tmp_path, call):

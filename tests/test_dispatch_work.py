@@ -371,3 +371,4 @@ def test_the_snapshot_holds_every_package_that_is_installed():
 
 def test_a_unit_is_what_its_title_says():
     assert str(Unit("train-a", "train", ("r", "s"), ("a seed 0", "b seed 0"), "e")) == "train a seed 0, b seed 0"
+    assert str(Unit("fit-a", "fit", ("r",), ("teacher fit seed 0",), "e")) == "train teacher fit seed 0"

@@ -264,7 +264,7 @@ def test_a_line_of_setup_changes_the_jobs_environment_and_a_failing_one_fails_it
     good, bad = place.add("good", "end", setup=("export MINE=yes",)), place.add("bad", "end", setup=("false",))
     finish(place.server())
     assert place.notes(good)[0].endswith("MINE=yes")
-    assert place.state(bad) == "failed" and "could not be started: exit code 1" in place.entry(bad).reason
+    assert place.state(bad) == "failed" and "this line of the job failed: false (" in place.entry(bad).reason
 
 
 def test_out_of_time_it_goes_on_by_submitits_protocol(place):

@@ -27,6 +27,7 @@ from harness.dispatch.ledger import Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Seen
 from harness.dispatch.units import plan
+from harness.errors import UserError
 from harness.monitoring import watching
 from harness.monitoring.pace import NAME, Pace, progress_in
 from harness.monitoring.status import Item, Status, status
@@ -163,7 +164,7 @@ def test_without_any_job_the_workspace_alone_tells(experiment, workspace):
         (Seen("7_0", "PENDING", "Dependency"), "waiting", "Dependency"),
         (Seen("7_0", "PENDING", "BeginTime", restarts=2), "requeued", "BeginTime"),
         (Seen("7_0", "RUNNING", node="n3"), "running", None),
-        (Seen("7_0", "CANCELLED"), "cancelled", "cancelled"),
+        (Seen("7_0", "CANCELLED"), "cancelled", "by scancel"),
         (Seen("7_0", "NODE_FAIL"), "lost", "NODE_FAIL"),
         (Seen("7_0", "FAILED"), "failed", "error"),
         (None, "lost", "left nothing"),
@@ -596,6 +597,15 @@ def test_on_a_terminal_it_is_redrawn_with_the_pace(experiment, workspace, monkey
     assert "2 steps/s" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
+def test_a_protocol_that_cannot_be_read_is_named_with_its_remedy(call, experiment, workspace):
+    submitted(experiment, workspace, "local")
+    workspace.protocols.mkdir(parents=True)
+    for task in task_runs(experiment):
+        (workspace.protocols / f"{task.key}.json").write_text("{")
+    code, _, err = call("cancel", workspace.root, "--yes")
+    assert code == 2 and str(workspace.protocols) in err and "remove it: it is written anew" in err
+
+
 # ---- retry
 
 
@@ -658,6 +668,35 @@ def test_retry_of_what_was_never_submitted_says_what_does_it(call, experiment, w
         "error: none seed 0: never submitted; `singer-bench run CONFIG --retry-failed` trains failed ones again\n"
     )
     assert workspace.failure(student_runs(experiment)[0].id) is not None and not asked
+
+
+def test_retry_does_not_call_it_well_where_slurm_does_not_answer(call, experiment, workspace, monkeypatch, asked):
+    def silent(*_):
+        raise SlurmError("squeue: Unable to contact slurm controller")
+
+    submitted(experiment, workspace)
+    fail(student_runs(experiment)[0], workspace)
+    monkeypatch.setattr(slurm_jobs, "seen", silent)
+    code, _, err = call("retry", workspace.root, "--lost")
+    assert code == 2 and "Unable to contact slurm controller; what has become of its jobs is not known" in err
+    assert workspace.failure(student_runs(experiment)[0].id) is not None and not asked
+
+
+def test_retry_that_is_refused_leaves_all_as_it_was(call, experiment, workspace, seen, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("submit.partition: no partition 'mian'")
+
+    def held() -> dict[str, bytes]:
+        folders = (workspace.jobs, workspace.failures)
+        return {str(p): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+    submitted(experiment, workspace)
+    for run in student_runs(experiment):
+        fail(run, workspace)
+    before = held()
+    monkeypatch.setattr(again, "submit", refuse)
+    code, _, err = call("retry", workspace.root)
+    assert code == 2 and "no partition 'mian'" in err and held() == before
 
 
 def test_retry_and_cancel_know_the_nearest_run(call, experiment, workspace, seen):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from harness.dispatch import local, slurm_jobs
 from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, now
@@ -28,9 +30,12 @@ def retry(workspace: Workspace, console: Console, states: Collection[State], tit
         The clusters that something was submitted to.
 
     Raises:
-        UserError: no such run; nothing of what went wrong was ever submitted; whatever `submit` refuses.
+        UserError: no such run; nothing of what went wrong was ever submitted; Slurm does not answer; whatever `submit`
+            refuses.
     """
     found, experiments = status(workspace), experiments_of(workspace)
+    if found.slurm is not None:
+        raise UserError(f"{found.slurm}; what has become of its jobs is not known, and nothing was submitted")
     items = [item for one in found.experiments for item in one.items]
     _all_known(titles, [(item.run, item.title) for item in items])
     wrong = [item for item in items if item.state in states and _is_meant(titles, [(item.run, item.title)])]
@@ -42,22 +47,27 @@ def retry(workspace: Workspace, console: Console, states: Collection[State], tit
     if not jobs:
         console.say(f"nothing is {' or '.join(states)}")
         return set()
-    meant = jobs | _set_aside(workspace, jobs)
     again: set[Cluster] = set()
-    for one in found.experiments:
-        mine = [item for item in one.items if item.state in states and item.run in jobs]
-        clusters: list[Cluster] = [item.cluster for item in mine if item.cluster is not None]
-        experiment = experiments[one.name]
-        if clusters and not isinstance(experiment, UserError):
-            console.say(f"{one.name}: again: {_titles(mine)}")
-            where = max(clusters, key=clusters.count)
-            submit(experiment, workspace, where, console, only=meant)
-            again.add(where)
+    with contextlib.ExitStack() as refused:  # what is not submitted after all is as before
+        meant = jobs | _set_aside(workspace, jobs, refused)
+        for one in found.experiments:
+            mine = [item for item in one.items if item.state in states and item.run in jobs]
+            clusters: list[Cluster] = [item.cluster for item in mine if item.cluster is not None]
+            experiment = experiments[one.name]
+            if clusters and not isinstance(experiment, UserError):
+                console.say(f"{one.name}: again: {_titles(mine)}")
+                where = max(clusters, key=clusters.count)
+                submit(experiment, workspace, where, console, only=meant)
+                again.add(where)
+        refused.pop_all()
     return again
 
 
-def _set_aside(workspace: Workspace, runs: Collection[str]) -> set[str]:
+def _set_aside(workspace: Workspace, runs: Collection[str], refused: contextlib.ExitStack) -> set[str]:
     """So that neither a run's failure nor its job that failed counts any more; both stay readable.
+
+    Args:
+        refused: when it is closed, what was not submitted by then counts as failed again.
 
     Returns:
         The runs that were cancelled since they needed a teacher among these.
@@ -67,12 +77,28 @@ def _set_aside(workspace: Workspace, runs: Collection[str]) -> set[str]:
     standing = slurm_jobs.look(workspace, entries)
     fits = {i for i, entry in entries.items() if entry.unit.kind == "fit" and not set(runs).isdisjoint(entry.unit.runs)}
     waited = [e for i, e in entries.items() if standing[i].state == "cancelled" and not fits.isdisjoint(e.unit.needs)]
-    for run in runs:
-        workspace.forgive(run)
-    for i, entry in entries.items():
-        if standing[i].state == "failed" and not set(runs).isdisjoint(entry.unit.runs):
-            ledger.set_aside(entry)
+    failed = [e for i, e in entries.items() if standing[i].state == "failed" and not set(runs).isdisjoint(e.unit.runs)]
+    kept = {run: path for run in runs if (path := workspace.forgive(run)) is not None}
+    for entry in failed:
+        ledger.set_aside(entry)
+    refused.callback(_restore, workspace, entries, failed, kept)
     return {run for entry in waited for run in entry.unit.runs}
+
+
+def _restore(
+    workspace: Workspace, before: Mapping[str, Entry], failed: Iterable[Entry], kept: Mapping[str, Path]
+) -> None:
+    """Take `_set_aside` back, but of what was submitted anew: a part may have been, before Slurm refused the rest."""
+    ledger = Ledger(workspace)
+    entries = ledger.entries()
+    trained = [e for i, e in entries.items() if e.unit.kind != "evaluate" and e != before.get(i)]
+    anew = {run for entry in trained for run in entry.unit.runs}
+    for entry in failed:
+        if entry.unit.id not in entries:
+            ledger.restore(entry)
+    for run, path in kept.items():
+        if run not in anew:
+            workspace.unforgive(run, path)
 
 
 def cancel(

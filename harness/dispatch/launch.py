@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.dispatch import processes
+from harness.dispatch.shell import strict
 from harness.errors import UserError
 
 STARTED = "started.json"  # in the job's folder: its controller's process, and when that began
@@ -36,7 +37,7 @@ def launch(
     import cloudpickle
 
     program = [sys.executable, "-m", "harness.dispatch.launch", str(folder)]
-    command = ["bash", "-c", "\n".join(["set -e", *setup, 'exec "$@"']), "bash", *program]
+    command = ["bash", "-c", "\n".join([*strict(setup), 'exec "$@"']), "bash", *program]
     log = folder / "launch.log"
     with open(log, "w", encoding="utf-8") as said:  # a pipe would stay open as long as the job
         asked = cloudpickle.dumps((work, parameters, requeues))

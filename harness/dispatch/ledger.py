@@ -28,6 +28,7 @@ Kind = Literal["fit", "train", "evaluate"]
 Cluster = Literal["slurm", "local"]
 State = Literal["waiting", "queued", "running", "requeued", "done", "failed", "lost", "cancelled"]
 LIVE: tuple[State, ...] = ("waiting", "queued", "running", "requeued")
+BAD: tuple[State, ...] = ("failed", "lost", "cancelled")
 
 _STRICT = ConfigDict(extra="forbid")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: `<unit id>.<attempt>.json` splits without doubt
@@ -57,7 +58,8 @@ class Unit:
     asked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind} {', '.join(self.titles)}"
+        # A fit is the training of a teacher, whose title says so: "teacher fit seed 0".
+        return f"{'evaluate' if self.kind == 'evaluate' else 'train'} {', '.join(self.titles)}"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -163,6 +165,11 @@ class Ledger:
         """Keep an entry under its attempt's number, so that the unit counts as not submitted."""
         self._write(f"{entry.unit.id}.{entry.attempt}.json", _ENTRY.dump_json(entry, indent=2))
         (self.folder / f"{entry.unit.id}.json").unlink(missing_ok=True)
+
+    def restore(self, entry: Entry) -> None:
+        """Take `set_aside` back."""
+        self.write(entry)
+        (self.folder / f"{entry.unit.id}.{entry.attempt}.json").unlink(missing_ok=True)
 
     def end(self, entry: Entry) -> End | None:
         """How the entry's job says that it ended; None: it has not, or it could not say."""

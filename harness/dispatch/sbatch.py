@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.dispatch.arrays import Array
 from harness.dispatch.ledger import Entry
+from harness.dispatch.shell import strict
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.snapshot import shell_lines
 from harness.runs import Workspace
@@ -87,7 +88,7 @@ def executor(
 
 def _setup(asked: Submission, snapshot: Path) -> list[str]:
     threads = f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{asked.cpus}}}"'
-    return ["set -e", *asked.setup, threads, *shell_lines(snapshot), "set +e"]
+    return strict([*asked.setup, threads, *shell_lines(snapshot)])
 
 
 def _teardown(asked: Submission, folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.dispatch import local, processes
 from harness.dispatch.inventory import Inventory, Placed, Request, never, place
-from harness.dispatch.ledger import Entry, Ledger, State, Unit, now
+from harness.dispatch.ledger import BAD, Entry, Ledger, State, Unit, now
 from harness.dispatch.signals import Asked
 from harness.dispatch.states import Found
 from harness.errors import UserError
@@ -28,7 +28,7 @@ POLL_S = 1.0
 AT_ONCE_S = 60.0  # a job that is killed sooner than this after its start has got nowhere ...
 AT_ONCE = 3  # ... and is given up when that has happened so often in a row
 LAST_LINES = 5  # of its log, said when a job failed
-ENDED: tuple[State, ...] = ("done", "failed", "lost", "cancelled")
+ENDED: tuple[State, ...] = ("done", *BAD)
 
 WorkOf = Callable[[Workspace, Entry], Callable[[], Any]]
 

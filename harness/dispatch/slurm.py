@@ -15,7 +15,7 @@ from harness.dispatch.arrays import Array
 from harness.dispatch.ledger import Entry, Ledger, now
 from harness.dispatch.sbatch import dependency, executor
 from harness.dispatch.slurm_programs import SlurmError, last_line
-from harness.dispatch.states import Seen
+from harness.dispatch.states import ENDED, Seen
 from harness.dispatch.work import Work
 from harness.runs import Workspace
 from harness.specs import Submission
@@ -84,10 +84,11 @@ def adopt(ledger: Ledger, entries: Mapping[str, Entry], seen: Mapping[str, Seen]
     """The entries, with the numbers of jobs that their submitter did not live to note.
 
     submitit gives a job what it has to run only after sbatch has told the number, and the job waits a minute for it.
+    One that has ended by now is left without its number, which tells that it may never have had anything to run.
     """
     found = dict(entries)
     for i, entry in entries.items():
-        if entry.cluster == "slurm" and entry.job is None and i in seen:
+        if entry.cluster == "slurm" and entry.job is None and i in seen and seen[i].state not in ENDED:
             found[i] = _with_job(entry, seen[i].job)
             _give_work(ledger.workspace, found[i])
             ledger.write(found[i])

@@ -111,6 +111,7 @@ def _sacct(entries: Iterable[Entry]) -> list[tuple[str, Seen]]:
     try:
         text = ask(
             *("sacct", "--noheader", "--parsable2", "--allocations", f"--format={columns}", f"--name={names}"),
+            "--allusers",  # else it tells of one's own alone, and two may submit into one workspace
             f"--starttime={begin.astimezone():%Y-%m-%dT%H:%M:%S}",
         )
     except SlurmError:

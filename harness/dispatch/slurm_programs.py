@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from harness.errors import UserError
 
 LONGEST_S = 120  # a busy controller takes its time, but not for ever
+SILENT = ("Unable to contact slurm", "Socket timed out", "Connection refused")  # what programs say when it is down
 
 
 class SlurmError(UserError):
@@ -32,14 +33,19 @@ def ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm does not answer: {command[0]} took more than {LONGEST_S} s") from None
     if done.returncode != 0:
-        raise SlurmError(f"{command[0]}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
+        said = f"{command[0]}: {last_line(done.stderr) or f'exit code {done.returncode}'}"
+        raise SlurmError(f"Slurm does not answer ({said})" if any(one in said for one in SILENT) else said)
     return done.stdout
 
 
 def last_line(text: str) -> str:
-    """What a program complained about last, without its own name in front."""
+    """What a program complained about last, without its own name, or that of a function of Slurm's, in front.
+
+    >>> last_line("sbatch: error: Invalid qos"), last_line("slurm_load_jobs error: Unable to contact slurm controller")
+    ('Invalid qos', 'Unable to contact slurm controller')
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else ""
+    return re.sub(r"^(\w+: )?((\w+ )?error: )?", "", lines[-1]) if lines else ""
 
 
 @dataclass(frozen=True)

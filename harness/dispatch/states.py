@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.dispatch import processes
-from harness.dispatch.ledger import LIVE, Entry, Ledger, State, Unit
+from harness.dispatch.ledger import BAD, LIVE, Entry, Ledger, State, Unit
 from harness.runs import Workspace
+from harness.storage.integrity import read_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Found:
     def _has_record(self, run: str, task: str) -> bool:
         if task not in self._task_ids:
             path = self.workspace.protocols / f"{task}.json"
-            self._task_ids[task] = json.loads(path.read_text())["task_id"] if path.is_file() else None
+            noted = read_json(path, "remove it: it is written anew") if path.is_file() else {"task_id": None}
+            self._task_ids[task] = noted["task_id"]
         return f"{run}.{self._task_ids[task]}.json" in self.records
 
     def failure(self, unit: Unit) -> str | None:
@@ -93,6 +94,9 @@ def standings(workspace: Workspace, entries: Mapping[str, Entry], seen: Mapping[
         needed = [told[need].state for need in entry.unit.needs if need in told]
         if told[i].state == "queued" and any(state in LIVE for state in needed):
             told[i] = Standing("waiting", None, told[i].seen)
+        # Slurm says so for some minutes only.
+        if told[i].state == "cancelled" and entry.cluster == "slurm" and any(state in BAD for state in needed):
+            told[i] = Standing("cancelled", "what it needs did not end well", told[i].seen)
     return told
 
 
@@ -128,9 +132,9 @@ def _live(seen: Seen) -> State:
 def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str | None]:
     """Of a Slurm job that is no more and has left something undone."""
     if entry.job is None and seen is None:
-        return "lost", "it was never submitted: whoever submitted it was stopped"
+        return "lost", "it was never submitted: Slurm refused, or whoever submitted it was stopped"
     if seen is not None and seen.state == "CANCELLED":
-        return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "cancelled"
+        return "cancelled", "what it needs did not end well" if seen.reason.startswith("Dependency") else "by scancel"
     end = ledger.end(entry)
     if end is not None and end.outcome == "failed":
         return "failed", end.reason
@@ -138,6 +142,8 @@ def _ended(entry: Entry, ledger: Ledger, seen: Seen | None) -> tuple[State, str 
         return "lost", end.reason
     if seen is None or seen.state == "COMPLETED":
         return "lost", "its job has ended and left nothing"
+    if seen.state == "FAILED" and entry.job is None:  # a job waits a minute for what it has to run
+        return "lost", "whoever submitted it was stopped before it was given its work"
     if seen.state == "FAILED" and not seen.signalled:
         return "failed", "its job ended with an error before it could begin; see the log"
     return "lost", f"its job has ended: {seen.state}"

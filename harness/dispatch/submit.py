@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from harness.config import Experiment
 from harness.dispatch import sbatch, slurm, slurm_jobs, snapshot
 from harness.dispatch.arrays import Array, arrays, turns
 from harness.dispatch.inventory import Request, inventory, never
-from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger, Unit, now
+from harness.dispatch.ledger import LIVE, Cluster, Entry, Kind, Ledger, Unit, now
 from harness.dispatch.resources import for_slurm, for_this_machine
 from harness.dispatch.slurm_programs import SlurmError, ask, cluster
 from harness.dispatch.states import Standing, standings
@@ -93,7 +94,6 @@ def submit(
         UserError: whatever is wrong, before anything is submitted; or Slurm's refusal of a part of it.
     """
     checked = door(experiment, where)
-    remember(experiment, workspace)
     with _alone(workspace, console):
         ledger = Ledger(workspace)
         found = look(experiment, workspace, where, only, adopting=True)
@@ -104,13 +104,19 @@ def submit(
             found = look(
                 experiment, workspace, where, only
             )  # evaluations that this code would not change are known by now
-        _say(found, workspace, console)
+        remember(experiment, workspace)  # not before: `status` and `retry` would go by what was refused
+        for line in _about(found, workspace):
+            console.say(line)
         if not found.units:
             return []
         folder = snapshot.take(workspace, experiment)
         attempts = _attempts(ledger, found)
         if where == "local":
-            return _queue(ledger, found.units, checked.asked, folder, attempts)
+            entries = _queue(ledger, found.units, checked.asked, folder, attempts)
+            console.say(
+                f"queued: {', '.join(_counted(kind, number) for kind, number in _by_kind(found.units).items())}"
+            )
+            return entries
         return _submit_arrays(ledger, experiment, checked, found, folder, attempts, console)
 
 
@@ -160,20 +166,18 @@ def _alone(workspace: Workspace, console: Console) -> Iterator[None]:
         yield
 
 
-def _say(found: Look, workspace: Workspace, console: Console) -> None:
-    if found.live:
-        console.say(f"under way already: {_jobs(len(found.live))}")
-    for unit in found.failed:
-        console.say(f"not submitted: {unit}; it failed: {found.standings[unit.id].reason}")
+def _about(found: Look, workspace: Workspace) -> list[str]:
+    """What is not submitted, and why, a line each."""
+    lines = [f"under way already: {_jobs(len(found.live))}"] if found.live else []
+    lines += [f"not submitted: {unit}; it failed: {found.standings[unit.id].reason}" for unit in found.failed]
     if found.failed:
-        console.say(f"`singer-bench retry {workspace.root}` submits what failed again")
+        lines.append(f"`singer-bench retry {workspace.root}` submits what failed again")
     if found.elsewhere:
-        console.say(
+        lines.append(
             f"not submitted: {_jobs(len(found.elsewhere))} that need what this machine's own queue is at work on; "
             "submit again when it is done"
         )
-    if not found.units:
-        console.say("nothing to submit")
+    return lines if found.units else [*lines, "nothing to submit"]
 
 
 def _jobs(count: int) -> str:
@@ -248,17 +252,23 @@ def _submit_arrays(
 
 
 def _described(array: Array) -> str:
-    after = ", each after its own training" if array.follows else ", after what they need" if array.needs else ""
-    return f"{_counted(array)}{after}"
+    needs = f", after what {'it needs' if len(array.units) == 1 else 'they need'}" if array.needs else ""
+    after = ", each after its own training" if array.follows else needs
+    return f"{_counted(array.kind, len(array.units))}{after}"
 
 
-def _counted(array: Array) -> str:
+def _counted(kind: Kind, number: int) -> str:
     one, more = {
         "fit": ("teacher to train", "teachers to train"),
         "train": ("training", "trainings"),
         "evaluate": ("evaluation", "evaluations"),
-    }[array.kind]
-    return f"{len(array.units)} {one if len(array.units) == 1 else more}"
+    }[kind]
+    return f"{number} {one if number == 1 else more}"
+
+
+def _by_kind(units: Iterable[Unit]) -> dict[Kind, int]:
+    """How many there are of each kind, in the order of the units."""
+    return dict(Counter([unit.kind for unit in units]))
 
 
 def test_only(experiment: Experiment, workspace: Workspace, checked: Door) -> None:
@@ -279,17 +289,20 @@ def dry_run(experiment: Experiment, workspace: Workspace, where: Cluster) -> str
     """What would be submitted, in words, and for Slurm one script; nothing is written."""
     checked = door(experiment, where)
     found = look(experiment, workspace, where)
+    lines = _about(found, workspace)
     if not found.units:
-        return "nothing to submit"
+        return "\n".join(lines)
     if where == "local":
-        return "\n".join(f"would queue: {unit}" for unit in found.units)
+        return "\n".join([*lines, *(f"would queue: {unit}" for unit in found.units)])
     test_only(experiment, workspace, checked)
-    lines = []
     planned = arrays(found.units, checked.longest_array)
     for array, turn in zip(planned, turns(planned, checked.asked.max_jobs), strict=True):
         bounded = turn.at_once is not None and turn.at_once < len(array.units)
         bound = f", at most {turn.at_once} at once" if bounded else ""
-        bound += f", once the {_counted(planned[turn.after])} before have ended" if turn.after is not None else ""
+        if turn.after is not None:
+            before = planned[turn.after]
+            have = "has" if len(before.units) == 1 else "have"
+            bound += f", once the {_counted(before.kind, len(before.units))} before {have} ended"
         lines.append(f"would submit: {_described(array)}{bound}")
         lines += [f"  {', '.join(unit.titles)}" for unit in array.units]
     return "\n".join([*lines, "", script(experiment, workspace, checked).rstrip()])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from harness.config import Experiment
 from harness.dispatch import slurm_jobs
-from harness.dispatch.ledger import LIVE, Entry, Ledger
+from harness.dispatch.ledger import BAD, LIVE, Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Standing
 from harness.progress import Console
@@ -51,7 +51,7 @@ def _entries(workspace: Workspace, runs: Collection[str]) -> dict[str, Entry]:
 
 def gone_wrong(workspace: Workspace, entries: Mapping[str, Entry], standing: Mapping[str, Standing]) -> list[str]:
     """A sentence for each unit that did not end well, with its log; not for those that waited for one of them."""
-    bad = {i: one for i, one in standing.items() if one.state in ("failed", "lost", "cancelled")}
+    bad = {i: one for i, one in standing.items() if one.state in BAD}
     sentences = []
     for i, one in bad.items():
         entry = entries[i]

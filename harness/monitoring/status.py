@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness.config import Experiment, parse
 from harness.dispatch import slurm_jobs
-from harness.dispatch.ledger import LIVE, Cluster, Entry, Ledger
+from harness.dispatch.ledger import BAD, LIVE, Cluster, Entry, Ledger
 from harness.dispatch.slurm_programs import SlurmError
 from harness.dispatch.states import Standing, standings
 from harness.errors import UserError
@@ -41,7 +41,6 @@ State = Literal[
     "cancelled",
 ]
 UNDER_WAY: tuple[State, ...] = ("running", "requeued", "queued", "waiting", "submitted")
-BAD: tuple[State, ...] = ("failed", "lost", "cancelled")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from harness.dispatch.ledger import BAD
 from harness.monitoring.pace import duration
 from harness.monitoring.status import ExperimentStatus, Item, State, Status
 from harness.planning.plans import RETRY, count, cut, unchecked
 
 SHOWN: tuple[State, ...] = (
-    *("running", "requeued", "queued", "waiting", "submitted"),
-    *("pending", "failed", "lost", "cancelled"),
+    *("running", "requeued", "queued", "waiting", "submitted", "pending"),
+    *BAD,
 )
 
 
@@ -49,7 +50,7 @@ def _experiment(experiment: ExperimentStatus, everything: bool, moving: bool) ->
     lines += unchecked(experiment.unchecked)
     if experiment.gone:
         lines.append(f"  under way: {count(experiment.gone, 'job')} of runs that this experiment has no more")
-    for state in ("failed", "lost", "cancelled"):
+    for state in BAD:
         bad = [f"  {state}: {_titles(items)}{_why(items[0])}" for items in _together(trainings, state)]
         bad += [
             f"  {state}: evaluation of {_titles(items)}{_why(items[0])}"

@@ -259,6 +259,7 @@ def test_a_job_with_an_error_fails_and_takes_its_evaluations_along(slurm, grid):
     assert done.returncode == 1
     assert "failed: train steady seed 0, none seed 0: its job ended with an error before it could begin" in done.stderr
     assert f"log: {watched.workspace.root / (watched.entry('steady').log or '')}" in done.stderr
+    assert watched.log("steady").startswith("this line of the job failed: false\n")
     assert "evaluate steady" not in done.stderr  # they are cancelled, which needs no words
     assert watched.state("steady", "evaluate") == "cancelled"
     assert "not submitted: train shaken seed 0; it failed" in watched.submit()

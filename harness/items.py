@@ -76,10 +76,13 @@ class Items:
     Attributes:
         columns: name -> [n] or [n, C], of bool, unsigned integers or float32; n is the same for all.
         metrics: metric -> (a name of RULES, the columns that it takes).
+        independent: whether each is a draw of its own. Episodes that show the same images are not: what they say is of
+            these images, and no statement about others is made of them.
     """
 
     columns: Mapping[str, np.ndarray]
     metrics: Mapping[str, tuple[str, ...]]
+    independent: bool = True
 
     @property
     def count(self) -> int:

@@ -22,9 +22,18 @@ def _from_2(record: Plain) -> Plain:
     return record
 
 
+def _from_3(record: Plain) -> Plain:
+    """Schema 4 says whether items are independent; of the tasks that were there, episodes alone are not."""
+    items = record.get("items")
+    if not isinstance(items, dict):
+        return record
+    return {**record, "items": {**items, "independent": record.get("task_kind") != "few_shot"}}
+
+
 MIGRATIONS: dict[int, Callable[[Plain], Plain]] = {
     1: _from_1,
     2: _from_2,
+    3: _from_3,
 }  # version -> what makes of it one of the next
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from harness.errors import UserError
 from harness.migrations import FIRST, migrated
 
-SCHEMA = 3  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
+SCHEMA = 4  # raised when what a file holds changes; harness/migrations.py brings older ones to this one
 SEALED = 2  # the first schema whose files have a checksum at their end
 LARGEST = 1e150  # its square is still a double, so every mean and spread of values is finite
 
@@ -116,6 +116,7 @@ class ItemsInfo(BaseModel):
     Attributes:
         file: its name. sha256: of its bytes. count: how many test items there are.
         metrics: metric -> the rule by which its value is made of the items, and the columns that the rule takes.
+        independent: whether each is a draw of its own, see `harness.items.Items`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -123,6 +124,7 @@ class ItemsInfo(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     count: Annotated[int, Field(gt=0)]
     metrics: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+    independent: bool = True
 
 
 class Record(BaseModel):

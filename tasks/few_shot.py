@@ -124,7 +124,7 @@ class FewShot(Task):
                 found[f"{head}_{shots}shot"] = right.mean().item()
                 found[f"{head}_{shots}shot_interval95"] = 1.96 * right.std().item() / len(right) ** 0.5
                 episodes[f"{head}_{shots}shot"] = right.float().numpy()
-        return Scores(found, Items(episodes, {name: ("mean", name) for name in episodes}))
+        return Scores(found, Items(episodes, {name: ("mean", name) for name in episodes}, independent=False))
 
     def _drawable(self, labels: np.ndarray, source: Source) -> np.ndarray:
         """The classes that have images enough for an episode."""

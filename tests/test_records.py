@@ -296,6 +296,13 @@ def test_an_older_record_that_is_damaged_is_noticed(tmp_path: Path) -> None:
         assert not has_record(tmp_path, *OLD.stem.split("."))
 
 
+@pytest.mark.parametrize(("kind", "independent"), [("few_shot", False), ("classification", True)])
+def test_items_of_schema_3_are_independent_but_for_episodes(kind: str, independent: bool) -> None:
+    old = {"schema_version": 3, "task_kind": kind, "items": {"count": 3}}
+    assert migrations.migrated(old, 4)["items"] == {"count": 3, "independent": independent}
+    assert migrations.migrated({**old, "items": None}, 4)["items"] is None
+
+
 def test_every_older_schema_has_its_migration() -> None:
     assert set(migrations.MIGRATIONS) == set(range(migrations.FIRST, SCHEMA))
 

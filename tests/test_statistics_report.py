@@ -80,15 +80,15 @@ def test_seeds_are_paired_and_the_common_ones_alone():
     pair = pair_of(compared(records), "fitnet")
     assert pair.seeds == (1, 3) and pair.unpaired == (0, 2, 9)
     assert pair.difference == pytest.approx((0.1 + 0.3) / 2) and pair.better == 1
-    assert pair.effect == pytest.approx(0.2 / math.sqrt(0.02)) and pair.superiority == 1
+    assert pair.effect is None and pair.superiority == 1  # a spread of two differences measures nothing
     assert "only the seeds that both have are compared" in said(compared(records), "data")
 
 
 def test_a_metric_that_goes_down_is_better_below():
-    records = [*seeds("singer", 0.4, 0.5, **DEPTH_TASK), *seeds("fitnet", 0.6, 0.8, **DEPTH_TASK)]
+    records = [*seeds("singer", 0.4, 0.5, 0.6, **DEPTH_TASK), *seeds("fitnet", 0.6, 0.8, 0.7, **DEPTH_TASK)]
     pair = pair_of(compared(records), "fitnet", "depth")
-    assert pair.difference == pytest.approx(-0.25) and pair.better == 1 and pair.superiority == 1
-    assert pair.effect is not None and pair.effect > 0
+    assert pair.difference == pytest.approx(-0.2) and pair.better == 1 and pair.superiority == 1
+    assert pair.effect == pytest.approx(0.2 / 0.1)
 
 
 def test_only_students_of_one_section_and_primary_metrics_that_rank_are_compared():
@@ -494,3 +494,23 @@ def test_a_workspace_without_records_is_said(call, tmp_path):
     (tmp_path / "records").mkdir()
     code, _, err = call("compare", tmp_path)
     assert code == 2 and "no records in" in err
+
+
+def test_items_that_share_images_have_a_p_and_no_sentence(tmp_path):
+    records = images(tmp_path, {"singer": 1.0, "fitnet": 0.0}, tasks=2)
+    records = [
+        one.model_copy(update={"items": one.items.model_copy(update={"independent": one.task != "task1"})})  # type: ignore[union-attr]
+        for one in records
+    ]
+    found = compared(records, tmp_path / "items")
+    first, second = (pair_of(found, "fitnet", f"task{n}") for n in (0, 1))
+    assert first.independent and not second.independent
+    assert second.by_item is not None and second.by_item.below(0.05) and second.interval is not None
+    text = said(found, "items")
+    assert "No statement over test items of task1: they share images" in text
+    assert "singer > fitnet on 1 of 1 task (" in text and "over 2 comparisons" in text
+
+    alone = compared([one for one in records if one.task == "task1"], tmp_path / "items")
+    assert said(alone, "items") == (
+        "No statement over test items of task1: they share images, so p and interval are about these images alone."
+    )

@@ -57,7 +57,7 @@ def unpacked(data: bytes, info: ItemsInfo) -> Items:
         if array.dtype != np.uint8 or array.ndim not in (1, 2) or len(array) != (info.count + 7) // 8:
             raise ValueError(f"{name!r} does not hold {info.count} bits")
         columns[name.removeprefix(_BITS)] = np.unpackbits(array, axis=0, count=info.count).astype(bool)
-    items = Items(columns, info.metrics).checked()
+    items = Items(columns, info.metrics, info.independent).checked()
     if items.count != info.count:
         raise ValueError(f"{items.count} items, and the record says {info.count}")
     return items
@@ -72,7 +72,13 @@ def write_items(folder: Path, run_id: str, task_id: str, items: Items) -> ItemsI
     name, data = items_name(run_id, task_id), packed(items)
     write_atomic(Path(folder) / name, data)
     metrics = {metric: tuple(rule) for metric, rule in items.metrics.items()}
-    return ItemsInfo(file=name, sha256=hashlib.sha256(data).hexdigest(), count=items.count, metrics=metrics)
+    return ItemsInfo(
+        file=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        count=items.count,
+        metrics=metrics,
+        independent=items.independent,
+    )
 
 
 def read_items(folder: Path, record: Record) -> Items:

@@ -49,7 +49,8 @@ class Pair:
         better: 1, 0 or -1: whether the method is better, equal but for rounding, or worse.
         seeds: that both have. unpaired: that one of them has alone.
         items: how many test items are compared; None: not by item.
-        effect: Cohen's d_z over seeds, positive where the method is better; None: one seed, or no spread.
+        independent: whether each of them is a draw of its own; where not, by_item is about these items alone.
+        effect: Cohen's d_z over seeds, positive where the method is better; None: fewer than three, or no spread.
         superiority: share of the seeds on which the method is better, ties half.
         note: why there is no comparison by item, or "".
     """
@@ -67,6 +68,7 @@ class Pair:
     effect: float | None
     superiority: float
     note: str = ""
+    independent: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,10 @@ def compare(
                 interval=_interval(raw, items, level, seed),
                 by_seed=p_of_seeds.get(other.label),
                 by_item=Significance(items.p, items.p, items.smallest) if items and items.p is not None else None,
-                effect=standardised(better),
+                effect=standardised(better) if len(seeds) >= LEAST_SEEDS else None,
                 superiority=superiority(better),
                 note=note,
+                independent=all(r.items is None or r.items.independent for r in mine.records[number].values()),
             )
         )
     return found

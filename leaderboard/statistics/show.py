@@ -145,8 +145,8 @@ def _legend(section: SectionComparison, level: float) -> list[str]:
         )
     if section.families["items"]:
         said.append(
-            "p over items takes test items as drawn independently. Frames of one video, or episodes that share images, "
-            "are not, and it is then too small."
+            "p over items takes test items as drawn independently. Frames of one video, and episodes that share "
+            "images, are not, and it is then too small."
         )
     kinds = {pair.interval.of for pair in section.pairs if pair.interval}
     if kinds:

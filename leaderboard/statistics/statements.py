@@ -79,11 +79,15 @@ def _out_of_reach(least: float, family: int, level: float) -> str:
 
 def _over_items(section: SectionComparison, level: float) -> Iterator[Statement]:
     family = section.families["items"]
+    yield from _dependent(section)
+    independent = [pair for pair in section.pairs if pair.by_item is not None and pair.independent]
+    if family and not independent:
+        return
     if not family:
         reasons = list(dict.fromkeys(pair.note for pair in section.pairs if pair.note))
         yield Statement("items", f"No statement over test items: {_listed(reasons, 2) or 'they give no number'}.")
         return
-    tests = [(pair.items or 0, pair.by_item.smallest) for pair in section.pairs if pair.by_item is not None]
+    tests = [(pair.items or 0, pair.by_item.smallest) for pair in independent if pair.by_item is not None]
     most, least = max(count for count, _ in tests), min(smallest for _, smallest in tests)
     if least * family >= level:
         yield Statement(
@@ -95,7 +99,19 @@ def _over_items(section: SectionComparison, level: float) -> Iterator[Statement]
         f"Holm-adjusted p < {p_text(level)} over {family} comparison{'s' * (family > 1)}, answers swapped item by "
         f"item; {_THESE} test items, not training again"
     )
-    yield from _each(section, "items", level, lambda pair: pair.by_item, lambda _: about)
+    yield from _each(section, "items", level, lambda p: p.by_item if p.independent else None, lambda _: about)
+
+
+def _dependent(section: SectionComparison) -> Iterator[Statement]:
+    """The columns of whose items none is a draw of its own: p is told, and nothing is said by it."""
+    columns = {pair.column for pair in section.pairs if pair.by_item is not None and not pair.independent}
+    if columns:
+        tasks = list(dict.fromkeys(section.columns[number].task for number in sorted(columns)))
+        yield Statement(
+            "items",
+            f"No statement over test items of {_listed(tasks)}: they share images, so p and interval are about these "
+            "images alone.",
+        )
 
 
 def _each(

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,8 @@ def _work(made: Experiment, workspace: Path, console: Console) -> int:
         outcome = Job(made, Workspace(workspace), console).run()
     except (Interrupted, KeyboardInterrupt):
         return ASKED
-    except UserError:
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except BaseException:
         traceback.print_exc()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.interrupts import Interrupted
 from harness.storage import locks
 from harness.storage.locks import STALE_S, Lock, holder, is_stale, owner
 
@@ -122,6 +123,26 @@ def test_a_lock_is_given_back_when_an_error_ends_its_block(path):
         assert lock.acquire()
         raise KeyError
     assert not path.exists()
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize(("place", "name"), [(os, "link"), (threading.Thread, "__init__"), (threading.Thread, "start")])
+def test_a_signal_at_any_moment_of_taking_a_lock_leaves_none_behind(path, monkeypatch, place, name, done):
+    """Just before or after it is ours, and before or after there is somebody who touches it."""
+    really = getattr(place, name)
+
+    def interrupted(*given, **named):
+        monkeypatch.undo()
+        if done:
+            really(*given, **named)
+        raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted), Lock(path) as lock:
+        monkeypatch.setattr(place, name, interrupted)
+        lock.acquire()
+    assert not list(path.parent.iterdir())
+    with Lock(path) as lock:
+        assert lock.acquire()
 
 
 def test_a_second_lock_in_the_same_process_has_to_wait(path):

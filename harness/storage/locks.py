@@ -44,7 +44,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content: dict[str, Any] | None = None  # of the file while it is ours
+        self.content: dict[str, Any] | None = None  # of the file while it is ours, or about to be
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
 
@@ -55,13 +55,17 @@ class Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {**_me(), "nonce": secrets.token_hex(8)}
         whole = self.path.with_name(f".{content['nonce']}.new")
-        whole.write_text(json.dumps(content))
         try:
+            whole.write_text(json.dumps(content))
+            self.content = content  # before it is ours: a signal may come at any time, and `release` looks for itself
             if not _linked(whole, self.path) and not (self._remove_stale() and _linked(whole, self.path)):
+                self.content = None
                 return False
+        except Exception:
+            self.content = None
+            raise
         finally:
             whole.unlink(missing_ok=True)
-        self.content = content
         self._stop.clear()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
@@ -69,10 +73,12 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
-        if self._beat is None:
+        if self.content is None:
             return
         self._stop.set()
-        self._beat.join()
+        if self._beat is not None:
+            with contextlib.suppress(RuntimeError):  # a signal came before it was started
+                self._beat.join()
         if owner(self.path) == self.content:
             with contextlib.suppress(OSError):  # on a disk that became read-only it is stale once this process ends
                 self.path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import TracebackType
 from typing import Any
 
 
@@ -22,14 +23,20 @@ class Stop:
         self.asked: int | None = None
         self._seen: set[int] = set()
         self.saving = False  # whether the code that runs now looks at `asked` by itself
+        self._raised: Interrupted | None = None
 
     def __enter__(self) -> Stop:
         self.before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Raises Interrupted where an error is what became of one: compiled code may lose the exception that a signal
+        raised inside it, and fail with one of its own.
+        """
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, Exception) and self._raised is not None:
+            raise self._raised from error
 
     def __call__(self) -> bool:
         return self.asked is not None
@@ -42,7 +49,8 @@ class Stop:
         if self.asked != signal.SIGUSR2:
             self.asked = number
         if not self.saving or again:
-            raise Interrupted(signal.Signals(number).name)
+            self._raised = Interrupted(signal.Signals(number).name)
+            raise self._raised
 
 
 def left_to_the_parent(_worker: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
-from harness.items import NEAR
 from harness.records import Problem, Record, RecordError, RunInfo, read_record, read_records
 from harness.seeds import content_hash
 from harness.storage.items import unpacked
@@ -30,7 +28,6 @@ WIDTH = 120  # characters to a line of the plain table
 MOST_ITEMS = 256 << 20  # bytes of a file of items: they are read whole
 MOST_CONFIGURATION = 1 << 20  # bytes
 MOST_SETTINGS = 100_000  # of one configuration, each alias counted for all that it stands for
-ROUNDING = 10 * NEAR  # relative: NEAR holds for the small test sets of the contract, and rounding grows with their size
 SourceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -152,8 +149,8 @@ def items_fault(root: Path, record: Record) -> str | None:
     except ValueError as error:
         return f"items/{path.name} is not what it says: {error}"
     for metric in items.metrics:
-        said, made = record.values[metric], items.number(metric)
-        if not math.isclose(said, made, rel_tol=ROUNDING, abs_tol=ROUNDING):
+        said = record.values[metric]
+        if (made := items.contradiction(metric, said)) is not None:
             return f"its values.{metric} is {said:g}, and items/{path.name} makes {made:g} of it"
     return None
 

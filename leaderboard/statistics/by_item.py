@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from harness.items import NEAR, Items
+from harness.items import Items
 from harness.records import Record
 from harness.storage.items import ItemsError, read_items
 from leaderboard.board import Column
@@ -53,7 +52,7 @@ class Reader:
 def _of_record(folder: Path, record: Record, metric: str) -> Items:
     """Raises ItemsError where they cannot be read, or are not those of which the record's number was made."""
     items, value = read_items(folder, record), record.values[metric]
-    if not math.isclose(made := items.number(metric), value, rel_tol=NEAR, abs_tol=NEAR):
+    if (made := items.contradiction(metric, value)) is not None:
         assert record.items is not None
         raise ItemsError(record, f"{record.items.file} gives {metric} {made:.6g}, and the record says {value:.6g}")
     return items
